@@ -1,0 +1,107 @@
+"""What authors declared: workflows and activities by name; law: a name means one thing in a process.
+
+`orchestrator.workflow` and `orchestrator.activity` fill these records with their decorators; the rest of the engine only reads them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from orchestrator.core.payloads import CallSignature
+from orchestrator.errors import InvalidArgument, InvalidDefinition
+
+ID_CHARACTERS_MAX = 1000  # of workflow ids, activity ids, names of types, signals, queries and queues
+
+OnException = Literal["fail", "retry_turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A signal or query handler of a workflow class."""
+
+    name: str
+    fn: Callable[..., Any]
+    signature: CallSignature
+    is_async: bool
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowDefinition:
+    """A workflow as its author declared it; `cls` is None for a plain function."""
+
+    name: str
+    run: Callable[..., Any]
+    signature: CallSignature
+    cls: type | None = None
+    init_takes_args: bool = False
+    signals: dict[str, Handler] = field(default_factory=dict)
+    queries: dict[str, Handler] = field(default_factory=dict)
+    on_exception: OnException = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityDefinition:
+    """An activity as its author declared it."""
+
+    name: str
+    fn: Callable[..., Any]
+    signature: CallSignature
+    is_async: bool
+
+
+WORKFLOWS: dict[str, WorkflowDefinition] = {}
+ACTIVITIES: dict[str, ActivityDefinition] = {}
+
+
+def register_workflow(definition: WorkflowDefinition) -> None:
+    """Make a workflow known to this process."""
+    known = WORKFLOWS.get(definition.name)
+    if known is not None and _place(known.cls or known.run) != _place(definition.cls or definition.run):
+        message = (
+            f"two workflows are called {definition.name!r}: {_place(known.cls or known.run)} and {_place(definition.cls or definition.run)}. "
+            f"Give one of them another name with @workflow.defn(name=...)."
+        )
+        raise InvalidDefinition(message)
+    WORKFLOWS[definition.name] = definition
+
+
+def register_activity(definition: ActivityDefinition) -> None:
+    """Make an activity known to this process."""
+    known = ACTIVITIES.get(definition.name)
+    if known is not None and _place(known.fn) != _place(definition.fn):
+        message = (
+            f"two activities are called {definition.name!r}: {_place(known.fn)} and {_place(definition.fn)}. "
+            f"Give one of them another name with @activity.defn(name=...)."
+        )
+        raise InvalidDefinition(message)
+    ACTIVITIES[definition.name] = definition
+
+
+def valid_name(what: str, value: object) -> str:
+    """The value, if it can be an id or a name: text, not blank, no control characters, at most ID_CHARACTERS_MAX characters (R9)."""
+    if not isinstance(value, str):
+        message = f"{what} must be text, not {type(value).__name__}"
+        raise InvalidArgument(message)
+    if not value.strip():
+        message = f"{what} must not be empty"
+        raise InvalidArgument(message)
+    if len(value) > ID_CHARACTERS_MAX:
+        message = f"{what} has {len(value):,} characters; at most {ID_CHARACTERS_MAX:,} are allowed"
+        raise InvalidArgument(message)
+    if not value.isprintable():
+        message = f"{what} contains a control character: {value[:40]!r}"
+        raise InvalidArgument(message)
+    return value
+
+
+def is_coroutine_function(fn: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine, also for callable objects and partials."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004 - asks about it, does not call
+
+
+def _place(thing: Any) -> str:  # noqa: ANN401 - any callable or class
+    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', repr(thing))}"

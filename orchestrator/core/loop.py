@@ -1,0 +1,206 @@
+"""The deterministic event loop that author coroutines run on; law: first in, first out, and time moves only between turns.
+
+It is a real `asyncio` loop as far as author code can see (`sleep`, `wait_for`, `timeout`, `gather`, `TaskGroup`, locks, queues, events),
+but it has no clock, no threads and no files: `time()` is the moment of the turn and `call_at` asks its owner for a durable timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import events
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from orchestrator.errors import NonDeterministicCall
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """What the loop asks of the run it belongs to."""
+
+    def start_timer(self, fire_at: float, fire: Callable[[], None]) -> int:
+        """Ask for a durable timer; returns its sequence number."""
+        ...
+
+    def cancel_timer(self, seq: int) -> None:
+        """The timer is no longer wanted."""
+        ...
+
+    def check_writable(self, call: str) -> None:
+        """Raise unless author code may change the run right now."""
+        ...
+
+
+class WorkflowLoop(asyncio.AbstractEventLoop):
+    """One run's event loop. `owner` is the run's instance; `workflow.*` finds it through the running loop."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.now = 0.0
+        self.tasks: set[asyncio.Task[Any]] = set()  # asyncio itself holds tasks weakly
+        self.unhandled: BaseException | None = None
+        self._ready: deque[asyncio.Handle] = deque()
+
+    # --- running ---------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Run callbacks, oldest first, until none is left."""
+        ready = self._ready
+        while ready:
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()  # noqa: SLF001 - the one way to run a handle; stable since Python 3.4
+
+    def __enter__(self) -> None:
+        """Become the running loop of this thread."""
+        self._outer = events._get_running_loop()  # noqa: SLF001 - asyncio's documented hook for loop implementers
+        events._set_running_loop(self)  # noqa: SLF001 - as above
+
+    def __exit__(self, *_: object) -> None:
+        """Give the thread back."""
+        events._set_running_loop(self._outer)  # noqa: SLF001 - as above
+
+    # --- what asyncio needs ----------------------------------------------------------------------------------------------
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:  # noqa: ANN401 - asyncio's signature
+        """Run `callback` in this drain, after all that is queued already."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # noqa: ANN401 - asyncio's signature
+        """Run `callback` `delay` seconds from now, by a durable timer."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # noqa: ANN401 - asyncio's signature
+        """Run `callback` at `when`, by a durable timer."""
+        handle = _DurableTimer(when, callback, list(args), self, context)
+
+        def fire() -> None:
+            if not handle.cancelled():
+                self._ready.append(handle)
+
+        handle.seq = self.owner.start_timer(when, fire)
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        if isinstance(handle, _DurableTimer):
+            self.owner.cancel_timer(handle.seq)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of this loop."""
+        return asyncio.Future(loop=self)
+
+    def create_task(  # type: ignore[override] # the stub's keyword-only variants differ between Python versions
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        **_: object,  # eager_start (Python 3.14): a task of ours always starts through the queue
+    ) -> asyncio.Task[T]:
+        """A task of this run."""
+        self.owner.check_writable("create_task")
+        return self.adopt(asyncio.Task(coro, loop=self, name=name, context=context))
+
+    def adopt(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        """Keep a task alive until it is done."""
+        task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - an evicted run leaves its tasks pending on purpose
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def time(self) -> float:
+        """The moment of this turn."""
+        return self.now
+
+    def get_debug(self) -> bool:
+        """Never: asyncio's debug mode reads the wall clock."""
+        return False
+
+    def set_debug(self, enabled: bool) -> None:
+        """Has no effect; see `get_debug`."""
+
+    def is_running(self) -> bool:
+        """Author code only ever sees it running."""
+        return True
+
+    def is_closed(self) -> bool:
+        """It lives as long as its run is in memory."""
+        return False
+
+    def get_task_factory(self) -> None:
+        """There is none."""
+        return
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """An exception that nobody awaited: kept for the turn to judge; asyncio's own remarks are dropped."""
+        error = context.get("exception")
+        if error is not None and "never retrieved" not in context.get("message", ""):
+            self.unhandled = self.unhandled or error
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        """As `call_exception_handler`."""
+        self.call_exception_handler(context)
+
+    async def shutdown_asyncgens(self) -> None:
+        """Nothing to do."""
+
+    # --- what a workflow must not do -------------------------------------------------------------------------------------
+
+    def call_soon_threadsafe(self, *_: object, **__: object) -> NoReturn:
+        """Refused: another thread's timing is not in the history."""
+        _refuse("call_soon_threadsafe")
+
+    def run_in_executor(self, *_: object, **__: object) -> NoReturn:
+        """Refused: `asyncio.to_thread` and executors do work that the history does not know."""
+        _refuse("run_in_executor")
+
+    def run_until_complete(self, *_: object) -> NoReturn:
+        """Refused: the engine runs this loop."""
+        _refuse("run_until_complete")
+
+    def run_forever(self) -> NoReturn:
+        """Refused: the engine runs this loop."""
+        _refuse("run_forever")
+
+    def stop(self) -> NoReturn:
+        """Refused: the engine runs this loop."""
+        _refuse("stop")
+
+    async def getaddrinfo(self, *_: object, **__: object) -> NoReturn:
+        """Refused: network."""
+        _refuse("getaddrinfo")
+
+    async def create_connection(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override] # refuses every overload
+        """Refused: network."""
+        _refuse("create_connection")
+
+    async def create_server(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override] # refuses every overload
+        """Refused: network."""
+        _refuse("create_server")
+
+    async def subprocess_exec(self, *_: object, **__: object) -> NoReturn:
+        """Refused: processes."""
+        _refuse("subprocess_exec")
+
+    async def subprocess_shell(self, *_: object, **__: object) -> NoReturn:
+        """Refused: processes."""
+        _refuse("subprocess_shell")
+
+    def add_signal_handler(self, *_: object) -> NoReturn:
+        """Refused: the process is not the workflow's."""
+        _refuse("add_signal_handler")
+
+
+class _DurableTimer(asyncio.TimerHandle):
+    __slots__ = ("seq",)
+    seq: int
+
+
+def _refuse(call: str) -> NoReturn:
+    message = f"asyncio's {call} is not possible in a workflow, because a replay could not repeat it. Do it in an activity."
+    raise NonDeterministicCall(message)

@@ -1,0 +1,81 @@
+"""From a history back to an instance, and the next decision; law: `decide(definition, history) -> Decision` is pure.
+
+Replay feeds each recorded turn to the code again and compares what it asks for with what it asked for then. Kind, number, and the name and
+id of activities must agree, in order; arguments, queues, timeouts and retry policies may change between versions of the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from orchestrator.core.definitions import WorkflowDefinition
+from orchestrator.core.instance import Instance
+from orchestrator.core.payloads import PayloadConverter
+from orchestrator.errors import Divergence
+from schemas.history import CLOSES, TERMINALS, ActivityScheduled, Arrival, Close, Command, Terminal, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the code asks for in a turn, and whether that closes the run."""
+
+    commands: tuple[Command, ...]
+    terminal: Terminal | None
+
+
+def decide(
+    definition: WorkflowDefinition,
+    history: Sequence[Turn],
+    arrivals: Sequence[Arrival],
+    *,
+    at: float,
+    converter: PayloadConverter,
+) -> Decision:
+    """Replay `history`, then take the next turn with `arrivals` at time `at`."""
+    instance = revive(definition, history, converter)
+    return step(instance, arrivals, at=at)
+
+
+def step(instance: Instance, arrivals: Sequence[Arrival], *, at: float) -> Decision:
+    """Take the next turn of an instance that stands at the end of its history."""
+    return Decision(instance.activate(at, arrivals), instance.terminal)
+
+
+def revive(definition: WorkflowDefinition, history: Sequence[Turn], converter: PayloadConverter) -> Instance:
+    """The instance that stands at the end of `history`. Raises Divergence, and what `Instance.activate` raises."""
+    instance = Instance(definition, converter)
+    for turn in history:
+        replay(instance, turn)
+    return instance
+
+
+def replay(instance: Instance, turn: Turn) -> None:
+    """Feed one recorded turn to the code."""
+    if any(isinstance(command, CLOSES) for command in turn.commands):
+        instance.turn += 1  # closed from outside: the code had no part in it
+        return
+    found = instance.activate(turn.at, turn.arrivals, replaying=True)
+    for position, (then, now) in enumerate(zip_longest(turn.commands, found), start=1):
+        if then is None or now is None or identity(then) != identity(now):
+            raise Divergence(turn=turn.turn, position=position, expected=describe(then), found=describe(now))
+
+
+def identity(command: Command | Close) -> tuple[object, ...]:
+    """What must not change between versions of the code."""
+    if isinstance(command, ActivityScheduled):
+        return command.kind, command.seq, command.type, command.activity_id
+    if isinstance(command, (*TERMINALS, *CLOSES)):
+        return (command.kind,)
+    return command.kind, command.seq
+
+
+def describe(command: Command | Close | None) -> str:
+    """A command in words, for people."""
+    if command is None:
+        return "nothing"
+    if isinstance(command, ActivityScheduled):
+        return f"activity {command.type!r} (id {command.activity_id}, number {command.seq})"
+    words = command.kind.replace("_", " ")
+    return words if isinstance(command, (*TERMINALS, *CLOSES)) else f"{words} (number {command.seq})"

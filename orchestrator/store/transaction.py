@@ -1,0 +1,208 @@
+"""One transaction on one database, spoken to in named sentences; law: one SQL text for both databases, on the raw driver connection.
+
+A sentence is SQL with `:name` parameters and a few macros, rendered once per database and cached:
+
+* `{now}` the database's clock, one value per statement (SQLite asks the store's clock, so that a simulation can move time);
+* `{rows a:text, b:int}` a row source `v(a, b)` for `run_rows`, of types text, int, float and bool. Such a sentence must mean the same
+  for all rows at once (PostgreSQL, one statement) as for one row after the other (SQLite, one prepared statement run per row:
+  measured faster there than unpacking JSON, and floats stay exact, which replay depends on);
+* `{in column :list}` membership in a list parameter; `{least}` the smallest of its arguments, none of them NULL;
+* `{skip_locked}`, `{lock}` row locks, nothing on SQLite where the one writer has the whole file;
+* for views: `{time column}` a readable time, `{each column}` the elements of a JSON array as `e(value, key)`.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import orjson
+import psycopg
+from psycopg.rows import tuple_row
+
+Row = tuple[Any, ...]  # a row has the types that its sentence names; the function that speaks it makes a record of it
+
+SENTENCES_MAX = 1024  # lists with filters compose sentences: a few per combination
+_ARRAYS = {"text": "text[]", "int": "bigint[]", "float": "float8[]", "bool": "boolean[]"}
+_PART = re.compile(r"\{(\w+)(?: ([^}]*))?\}|(?<!:):([a-z_]+)|%")
+_ANSWERS = re.compile(r"\s*(SELECT|WITH)\b|\bRETURNING\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A sentence as one database understands it."""
+
+    text: str
+    answers: bool  # it returns rows
+    types: tuple[str, ...]  # of the columns of its row source
+    names: tuple[str, ...]  # SQLite with a row source: the other parameters, by position after its columns
+
+
+class Reply(ABC):
+    """The answer to a sentence that may still be on its way."""
+
+    @abstractmethod
+    def rows(self) -> list[Row]:
+        """Wait for the answer; errors of the sentence, or of one sent before it, are raised here."""
+
+
+class Transaction(ABC):
+    """An open transaction; `send` promises order but not that the database has answered, `run` waits for the answer."""
+
+    dialect: str
+
+    def run(self, sentence: str, /, **params: Any) -> list[Row]:  # noqa: ANN401 - what a driver can bind
+        """Run one statement and return its rows."""
+        return self.send(sentence, **params).rows()
+
+    def run_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> list[Row]:  # noqa: ANN401 - what a driver can bind
+        """Run one statement over a row source and return its rows, in no particular order."""
+        return self.send_rows(sentence, rows, **params).rows()
+
+    @abstractmethod
+    def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Run one statement without waiting for its answer."""
+
+    @abstractmethod
+    def send_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Run one statement over a row source without waiting for its answer; no rows, no statement."""
+
+
+class Answered(Reply):
+    """An answer that is here."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+
+    def rows(self) -> list[Row]:
+        """The rows."""
+        return self._rows
+
+
+class SqliteTransaction(Transaction):
+    """Sentences on a sqlite3 connection."""
+
+    dialect = "sqlite"
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._cursor = connection.cursor()
+        self._cursor.row_factory = None
+
+    def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Run it now."""
+        bound = {name: _listed(value) for name, value in params.items()}
+        return Answered(self._cursor.execute(render("sqlite", sentence).text, bound).fetchall())
+
+    def send_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Run it now, row by row."""
+        rendered = render("sqlite", sentence)
+        rest = tuple(_listed(params[name]) for name in rendered.names)
+        bound = [(*row, *rest) for row in rows] if rest else rows
+        if not rendered.answers:
+            self._cursor.executemany(rendered.text, bound)
+            return Answered([])
+        return Answered([row for values in bound for row in self._cursor.execute(rendered.text, values).fetchall()])
+
+
+class PostgresTransaction(Transaction):
+    """Sentences on a psycopg connection; in pipeline mode those sent share a round trip."""
+
+    dialect = "postgresql"
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+
+    def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Put it on its way."""
+        rendered = render("postgresql", sentence)
+        cursor = self._connection.cursor(row_factory=tuple_row)
+        cursor.execute(rendered.text.encode(), params or None)
+        return _Sent(cursor) if rendered.answers else Answered([])
+
+    def send_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Put it on its way, one array a column."""
+        if not rows:
+            return Answered([])
+        types = render("postgresql", sentence).types
+        for position, (kind, column) in enumerate(zip(types, zip(*rows, strict=True), strict=True)):
+            # An array has one type, and a duration may have been given as an int.
+            values = [None if value is None else float(value) for value in column] if kind == "float" else list(column)
+            params[f"v_{position}"] = values
+        return self.send(sentence, **params)
+
+
+class _Sent(Reply):
+    def __init__(self, cursor: psycopg.Cursor[Row]) -> None:
+        self._cursor = cursor
+
+    def rows(self) -> list[Row]:
+        return self._cursor.fetchall()
+
+
+def _listed(value: Any) -> Any:  # noqa: ANN401 - what a driver can bind
+    return orjson.dumps(value).decode() if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=SENTENCES_MAX)
+def render(dialect: str, sentence: str) -> Rendered:
+    """Replace macros and parameters; the sentence itself stays as it is written."""
+    postgres = dialect == "postgresql"
+    source = re.search(r"\{rows ([^}]*)\}", sentence)
+    columns = [tuple(column.strip().split(":")) for column in source[1].split(",")] if source else []
+    names: list[str] = []
+
+    def parameter(name: str) -> str:
+        if postgres:
+            return f"%({name})s"
+        if not columns:
+            return f":{name}"
+        if name not in names:
+            names.append(name)
+        return f"?{len(columns) + names.index(name) + 1}"
+
+    def row_source() -> str:
+        listed = ", ".join(name for name, _ in columns)
+        if postgres:
+            arrays = ", ".join(f"%(v_{position})s::{_ARRAYS[kind]}" for position, (_, kind) in enumerate(columns))
+            return f"unnest({arrays}) AS v({listed})"
+        return "(SELECT " + ", ".join(f"?{position} AS {name}" for position, (name, _) in enumerate(columns, 1)) + ") AS v"
+
+    def macro(name: str, argument: str) -> str:
+        match name:
+            case "now":
+                return "extract(epoch from statement_timestamp())::float8" if postgres else "db_now()"
+            case "rows":
+                return row_source()
+            case "in":
+                column, parameter_name = argument.split(" :")
+                value = parameter(parameter_name)
+                return f"{column} = ANY({value})" if postgres else f"{column} IN (SELECT value FROM json_each({value}))"
+            case "least":
+                return "least" if postgres else "min"
+            case "skip_locked":
+                return "FOR UPDATE SKIP LOCKED" if postgres else ""
+            case "lock":
+                return "FOR UPDATE" if postgres else ""
+            case "time":
+                return f"to_timestamp({argument})" if postgres else f"strftime('%Y-%m-%dT%H:%M:%fZ', {argument}, 'unixepoch')"
+            case "each":
+                elements = f"json_array_elements({argument}::json) WITH ORDINALITY AS e(value, key)"
+                return elements if postgres else f"json_each({argument}) AS e"
+            case _:
+                raise AssertionError(f"no macro is called {name}")
+
+    def part(match: re.Match[str]) -> str:
+        name, argument, parameter_name = match.groups()
+        if name:
+            return macro(name, argument or "")
+        if parameter_name:
+            return parameter(parameter_name)
+        return "%%" if postgres else "%"
+
+    text = " ".join(_PART.sub(part, sentence).split())
+    return Rendered(text, bool(_ANSWERS.search(sentence)), tuple(kind for _, kind in columns), tuple(names))
