@@ -220,11 +220,13 @@ def _postgres_bin(home: Path, *, lent: bool) -> Path:
         installed = wheel / "pginstall"
         if not lent or _open_to_all(installed):
             return installed / "bin"
-        # A virtual environment below /root: the other account may not even look at it, so it gets a copy of its own.
-        copy = home / "pginstall"
-        if not (copy / "bin/initdb").exists():
-            shutil.copytree(installed, copy, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("include"))
-        return copy / "bin"
+        # A virtual environment below /root: the other account may not even look at it, so it gets a copy, laid out as the linker expects.
+        copy = home / "wheel" / wheel.name
+        if not (copy / "pginstall/bin/initdb").exists():
+            for part in (wheel, wheel.with_name(wheel.name + ".libs")):
+                if part.exists():
+                    shutil.copytree(part, copy.with_name(part.name), dirs_exist_ok=True, ignore=shutil.ignore_patterns("include"))
+        return copy / "pginstall/bin"
     versions = sorted(Path("/").glob(POSTGRES_FOLDERS.lstrip("/")), key=lambda folder: int("0" + folder.parent.name.partition(".")[0]))
     if versions:
         return versions[-1]

@@ -24,6 +24,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -273,6 +274,14 @@ class Valkey(Server):
         """The broker by TCP, if a port was given."""
         assert self.port, "this Valkey was made without a TCP port"
         return f"redis://127.0.0.1:{self.port}/0"
+
+    def stop(self) -> None:
+        """End it in order, and remove the folder of a socket that lives elsewhere."""
+        super().stop()
+        if self.socket.parent != self.home:
+            with suppress(OSError):
+                self.socket.unlink(missing_ok=True)
+                self.socket.parent.rmdir()
 
     def flushall(self) -> None:
         """Forget every key of every database: what the engine must survive."""

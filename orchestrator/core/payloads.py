@@ -18,6 +18,7 @@ import base64
 import inspect
 import math
 import reprlib
+import sys
 import typing
 import zlib
 from collections import deque
@@ -30,10 +31,11 @@ from enum import Enum
 from functools import lru_cache
 from pathlib import Path, PurePath
 from types import EllipsisType, NoneType, SimpleNamespace, UnionType
-from typing import Any, Final, Literal, NoReturn, Protocol, Union, get_args, get_origin
+from typing import Any, Final, Literal, NoReturn, NotRequired, Protocol, Required, TypeAlias, Union, get_args, get_origin
 from uuid import UUID
 
 import orjson
+import typing_extensions
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
@@ -45,6 +47,9 @@ NESTING_MAX: Final = 200
 INFLATION_MAX: Final = 16
 ADAPTERS_MAX: Final = 2048
 SIGNATURES_MAX: Final = 4096
+
+Annotation: TypeAlias = Any  # a type as the author wrote it; there is no type for those
+Value: TypeAlias = Any  # an author's value: looked at case by case
 
 _INT_MIN, _INT_END = -(2**63), 2**63
 
@@ -93,7 +98,7 @@ class Parameter:
     """One positional parameter of an author's function."""
 
     name: str
-    annotation: Any  # a type as the author wrote it, or Any
+    annotation: Annotation
     required: bool
 
 
@@ -104,7 +109,7 @@ class CallSignature:
     name: str
     parameters: tuple[Parameter, ...]
     rest: Parameter | None
-    result: Any  # a type as the author wrote it, or Any
+    result: Annotation
 
     @staticmethod
     def of(fn: Callable[..., object], *, skip_self: bool = False) -> CallSignature:
@@ -156,7 +161,7 @@ class PayloadConverter:
         return values
 
     def _encode(self, value: object, what: str, root: str) -> Json:
-        if self.codec is None and (value is None or type(value) is bool):
+        if self.codec is None and (value is None or type(value) is bool or _is_short_text(value)):
             return value
         text_max = self.payload_bytes_max * (1 if self.codec is None else INFLATION_MAX)
         try:
@@ -198,7 +203,7 @@ class PayloadConverter:
             raise PayloadMismatch(message) from error
         return opened
 
-    def _decode(self, payload: Json, annotation: Any, what: str, function: str = "", parameter: str = "") -> object:
+    def _decode(self, payload: Json, annotation: Annotation, what: str, function: str = "", parameter: str = "") -> object:
         subject = f"{what}: {function}() takes {parameter!r} as" if function else f"{what}: expected"
         opened = self._open(payload, what)
         if type(opened) is annotation and annotation in _EXACT:
@@ -242,7 +247,9 @@ class _Oversize(Exception):
 # --- writing -------------------------------------------------------------------------------------------------------------
 
 _HARMLESS: Final = frozenset({NoneType, bool})
-_PLAIN: Final = frozenset({NoneType, bool, int, float, str, list, dict, tuple})
+_CONTAINERS: Final = frozenset({list, dict, tuple})
+_PLAIN: Final = frozenset({NoneType, bool, int, float, str}) | _CONTAINERS
+_SHORT_TEXT_MAX: Final = 64  # below every sensible limit of a payload
 
 
 def _plain_text(value: object, text_max: int) -> bytes | None:
@@ -251,14 +258,14 @@ def _plain_text(value: object, text_max: int) -> bytes | None:
     The hot path. Kinds, keys and number ranges are looked at level by level, which also bounds depth, cycles and shared structure.
     Then one pass in C yields the text: that is cheaper than estimating a size here, it finds lone surrogates, and it is the snapshot.
     """
-    if hasattr(type(value), "__pydantic_serializer__"):
+    if type(value) not in _PLAIN and hasattr(type(value), "__pydantic_serializer__"):
         value = _dumped(value)
-    level: list[Any] = [(value,)]
+    level: list[Any] = [value if type(value) in _CONTAINERS else (value,)]
     room = text_max
     depth = 0
     while level:
         depth += 1
-        if depth > NESTING_MAX + 1:
+        if depth > NESTING_MAX:
             return None
         below: list[Any] = []
         for container in level:
@@ -295,6 +302,11 @@ def _plain_text(value: object, text_max: int) -> bytes | None:
     return None if b"\\u0000" in text else text  # PostgreSQL refuses NUL in JSON
 
 
+def _is_short_text(value: object) -> bool:
+    """Whether a value is a string that needs no look at its length or its characters."""
+    return type(value) is str and len(value) <= _SHORT_TEXT_MAX and value.isascii() and "\0" not in value
+
+
 def _is_ambiguous(container: Mapping[Any, object]) -> bool:
     """Whether an author's dict would be taken for a tag or a codec's envelope."""
     if len(container) == 1:
@@ -309,7 +321,7 @@ class _Writer:
     def __init__(self, text_max: int) -> None:
         self.room = text_max
 
-    def write(self, value: Any, settled: frozenset[type], depth: int) -> Json:
+    def write(self, value: Value, settled: frozenset[type], depth: int) -> Json:
         """The JSON form; types in `settled` are known from an annotation and need no tag."""
         self.room -= 1
         if self.room < 0:
@@ -336,7 +348,7 @@ class _Writer:
             raise _Refused(f"is nested deeper than {NESTING_MAX} levels, or contains itself. Flatten it, or pass a reference.")
         return self._container(value, settled, depth)
 
-    def _container(self, value: Any, settled: frozenset[type], depth: int) -> Json:
+    def _container(self, value: Value, settled: frozenset[type], depth: int) -> Json:
         kind: type[Any] = type(value)
         if hasattr(kind, "__pydantic_serializer__"):
             return self.write(_dumped(value), frozenset(), depth)
@@ -361,7 +373,7 @@ class _Writer:
             raise _Refused(_no_form(value)) from error
         return self.write(written, frozenset(), depth + 1)
 
-    def _items(self, values: Any, settled: frozenset[type], depth: int) -> list[Json]:
+    def _items(self, values: Value, settled: frozenset[type], depth: int) -> list[Json]:
         written: list[Json] = []
         try:
             for value in values:
@@ -370,9 +382,10 @@ class _Writer:
             raise refused.under(f"[{len(written)}]") from refused.__cause__
         return written
 
-    def _record(self, value: Any, depth: int) -> dict[str, Json]:
+    def _record(self, value: Value, depth: int) -> dict[str, Json]:
         written: dict[str, Json] = {}
-        for name, settled in _record_plan(type(value)):
+        kind: Annotation = type(value)
+        for name, settled in _record_plan(kind):
             try:
                 written[name] = self.write(getattr(value, name, None), settled, depth + 1)
             except _Refused as refused:
@@ -420,7 +433,7 @@ def _is_unwritable(text: str) -> bool:
     return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _dumped(value: Any) -> object:
+def _dumped(value: Value) -> object:
     """A pydantic model or pydantic dataclass in its own JSON mode; a round trip leaves computed fields out."""
     try:
         return type(value).__pydantic_serializer__.to_python(value, mode="json", by_alias=True, round_trip=True)
@@ -430,7 +443,7 @@ def _dumped(value: Any) -> object:
 
 
 @lru_cache(maxsize=ADAPTERS_MAX)
-def _record_plan(kind: type) -> tuple[tuple[str, frozenset[type]], ...]:
+def _record_plan(kind: Annotation) -> tuple[tuple[str, frozenset[type]], ...]:
     """The fields of a dataclass or named tuple, each with the types that its annotation settles."""
     names = [field.name for field in fields(kind) if field.init] if is_dataclass(kind) else list(getattr(kind, "_fields", ()))
     hints = _hints(kind, vars(inspect.getmodule(kind) or typing))
@@ -496,7 +509,7 @@ def _is_tagged(payload: object) -> bool:
     raise ValueError(message)
 
 
-def _restored(payload: Any, depth: int) -> Any:
+def _restored(payload: Value, depth: int) -> Value:
     """A copy of the payload with its tags turned into the objects they stand for."""
     if depth > NESTING_MAX * 2:
         message = f"it is nested deeper than {NESTING_MAX * 2} levels"
@@ -526,7 +539,7 @@ def _set(tag: str, items: list[Any]) -> object:
         return items
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: Value) -> Value:
     return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
 
 
@@ -542,7 +555,7 @@ def _exact(value: object, annotation: object) -> object:
 _UNHASHABLE: Final[dict[int, tuple[object, TypeAdapter[Any]]]] = {}
 
 
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
+def _adapter(annotation: Annotation) -> TypeAdapter[Any]:
     """The cached pydantic adapter of an annotation."""
     try:
         return _built_adapter(annotation)
@@ -556,11 +569,33 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 @lru_cache(maxsize=ADAPTERS_MAX)
-def _built_adapter(annotation: Any) -> TypeAdapter[Any]:
+def _built_adapter(annotation: Annotation) -> TypeAdapter[Any]:
+    annotation = _modern(annotation)
     try:
         return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticUserError:  # models, dataclasses and typed dicts bring their own config
         return TypeAdapter(annotation)
+
+
+def _modern(annotation: Annotation) -> Annotation:
+    """The annotation with typed dicts in the form that pydantic wants before Python 3.12; those inside records stay as they are."""
+    if sys.version_info >= (3, 12):
+        return annotation
+    if typing.is_typeddict(annotation):
+        hints = {name: _modern(hint) for name, hint in typing.get_type_hints(annotation, include_extras=True).items()}
+        return typing_extensions.TypedDict(annotation.__name__, _with_presence(annotation, hints))  # type: ignore[operator]
+    origin: Annotation = get_origin(annotation)
+    args = get_args(annotation)
+    modern = tuple(_modern(arg) for arg in args)
+    if modern == args or origin is None or origin is Literal or origin is typing.Annotated:
+        return annotation
+    family: Annotation = Union if origin is UnionType else origin
+    return family[modern]
+
+
+def _with_presence(kind: Annotation, hints: dict[str, Any]) -> dict[str, Any]:
+    bare = {name: get_args(hint)[0] if get_origin(hint) in {Required, NotRequired} else hint for name, hint in hints.items()}
+    return {name: Required[hint] if name in kind.__required_keys__ else NotRequired[hint] for name, hint in bare.items()}
 
 
 def _miscount(what: str, signature: CallSignature, came: int) -> str:
@@ -573,7 +608,7 @@ def _miscount(what: str, signature: CallSignature, came: int) -> str:
     return f"{what}: {came} argument(s) came for {signature.name}({takes}), which {remedy}."
 
 
-def _shown(annotation: Any) -> str:
+def _shown(annotation: Annotation) -> str:
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation.__qualname__
     return str(annotation).replace("typing.", "")
@@ -603,7 +638,7 @@ def _never(value: object) -> bool:
     return False
 
 
-def _has_whole_minutes(value: Any) -> bool:
+def _has_whole_minutes(value: Value) -> bool:
     """Whether pydantic reads the ISO text again: it refuses offsets with seconds, which zones had before 1900."""
     offset = value.utcoffset()
     return offset is None or offset.seconds % 60 == 0 == offset.microseconds
@@ -622,7 +657,7 @@ def _bytes_read(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
-def _bytes_written(value: Any) -> str:
+def _bytes_written(value: Value) -> str:
     return base64.b64encode(value).decode()
 
 
@@ -684,7 +719,7 @@ def _signature(fn: Callable[..., object], skip_self: bool) -> CallSignature:
     return CallSignature(name, tuple(taken), rest, hints.get("return", Any))
 
 
-def _wants_none(parameter: inspect.Parameter, annotation: Any) -> bool:
+def _wants_none(parameter: inspect.Parameter, annotation: Annotation) -> bool:
     """`def f(x: int = None)` is common in task code and means an optional."""
     return parameter.default is None and isinstance(annotation, type) and annotation is not NoneType
 
@@ -694,7 +729,7 @@ def _refuse_keyword(function: str, parameter: str) -> NoReturn:
     raise InvalidDefinition(message)
 
 
-def _hints(owner: Any, names: Mapping[str, Any]) -> dict[str, Any]:
+def _hints(owner: Value, names: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved annotations; those that cannot be resolved, such as imports for type checkers only, become Any one by one."""
     try:
         return typing.get_type_hints(owner, include_extras=True)

@@ -25,7 +25,7 @@ class RunTable(SQLModel, table=True):
         Index("runs_by_workflow", "workflow_id", "started_at"),
         _partial("runs_ready", "queue", text("priority DESC"), "ready_at", where="ready"),
         _partial("runs_owned", "owner", where="owner IS NOT NULL"),
-        Index("runs_by_start", text("started_at DESC"), text("run_id DESC")),
+        Index("runs_by_start", "started_at", "run_id"),
         _partial("runs_stuck", "queue", where="turn_failures > 0"),
         CLUSTERED,
     )

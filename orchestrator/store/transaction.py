@@ -29,8 +29,9 @@ Row = tuple[Any, ...]  # a row has the types that its sentence names; the functi
 
 SENTENCES_MAX = 1024  # lists with filters compose sentences: a few per combination
 _ARRAYS = {"text": "text[]", "int": "bigint[]", "float": "float8[]", "bool": "boolean[]"}
+_CASTS = {"text": "TEXT", "int": "INTEGER", "float": "REAL", "bool": "INTEGER"}  # without them SQLite leaves half of an index unused
 _PART = re.compile(r"\{(\w+)(?: ([^}]*))?\}|(?<!:):([a-z_]+)|%")
-_ANSWERS = re.compile(r"\s*(SELECT|WITH)\b|\bRETURNING\b")
+_ANSWERS = re.compile(r"^\s*(SELECT|WITH)\b|\bRETURNING\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class PostgresTransaction(Transaction):
         """Put it on its way."""
         rendered = render("postgresql", sentence)
         cursor = self._connection.cursor(row_factory=tuple_row)
-        cursor.execute(rendered.text.encode(), params or None)
+        cursor.execute(rendered.text.encode(), params)
         return _Sent(cursor) if rendered.answers else Answered([])
 
     def send_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
@@ -170,7 +171,8 @@ def render(dialect: str, sentence: str) -> Rendered:
         if postgres:
             arrays = ", ".join(f"%(v_{position})s::{_ARRAYS[kind]}" for position, (_, kind) in enumerate(columns))
             return f"unnest({arrays}) AS v({listed})"
-        return "(SELECT " + ", ".join(f"?{position} AS {name}" for position, (name, _) in enumerate(columns, 1)) + ") AS v"
+        casts = ", ".join(f"CAST(?{position} AS {_CASTS[kind]}) AS {name}" for position, (name, kind) in enumerate(columns, 1))
+        return f"(SELECT {casts}) AS v"
 
     def macro(name: str, argument: str) -> str:
         match name:
@@ -181,7 +183,8 @@ def render(dialect: str, sentence: str) -> Rendered:
             case "in":
                 column, parameter_name = argument.split(" :")
                 value = parameter(parameter_name)
-                return f"{column} = ANY({value})" if postgres else f"{column} IN (SELECT value FROM json_each({value}))"
+                listed = f"{column} IN (SELECT value FROM json_each({value}))"  # noqa: S608 - names from our own sentences
+                return f"{column} = ANY({value})" if postgres else listed
             case "least":
                 return "least" if postgres else "min"
             case "skip_locked":

@@ -1,0 +1,308 @@
+"""Services between the store and the broker: ring, publish, settle, recover; law: commit first, then send, and a message may get lost.
+
+`Broker` is the seam: two verbs. `CeleryBroker` speaks them through Celery; the simulation has its own. The services below it are what both
+workers and beat do when time passes: each takes a batch from the store, decides purely, writes once, then rings.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from celery import Celery
+
+from orchestrator.clock import SYSTEM, Clock
+from orchestrator.core.retries import DEFAULT, LOSSES_MAX, NO_RETRY, RetryState, judge
+from orchestrator.crashpoints import crashpoint
+from orchestrator.store import Store, activities, due, workers
+from schemas.history import ActivityCanceled, ActivityFailed, Failure, RetryPolicy
+from schemas.runs import PendingActivity, Resolved, Settlement, TryAgain, WorkerRow
+from schemas.settings import Settings
+
+log = logging.getLogger("orchestrator.dispatch")
+
+DOORBELL = "orchestrator.doorbell"
+HEADER = "orchestrator"  # message header of an activity: run id, number, attempt
+FLUSH_MAX_S = 5.0  # how long a process waits at its end for rings that are on their way
+
+
+class Broker(Protocol):
+    """What the engine asks of a broker. Neither call may raise because the broker is away: a sweep makes up for what is lost."""
+
+    def ring(self, queue: str) -> None:
+        """Say that `queue` has ready work."""
+        ...
+
+    def send(self, activity: PendingActivity) -> None:
+        """Send a Celery task its message."""
+        ...
+
+
+# --- the broker through Celery -----------------------------------------------------------------------------------------------
+
+
+def celery_for(settings: Settings, name: str = "orchestrator") -> Celery:
+    """A Celery application that can send to the broker of `settings`."""
+    app = Celery(name, broker=settings.broker_url, set_as_current=False)
+    app.conf.update(
+        task_ignore_result=True,
+        task_default_queue=settings.default_queue,
+        broker_connection_timeout=4.0,
+        task_publish_retry=False,
+        broker_transport_options={"socket_timeout": 10.0, "socket_connect_timeout": 4.0, "socket_keepalive": True},
+    )
+    return app
+
+
+class CeleryBroker:
+    """Rings and sends through a Celery application, from a thread of its own: a slow broker must not hold up a commit.
+
+    Rings for one queue within `window_s` are one message. Safe after fork.
+    """
+
+    def __init__(self, app: Celery, *, window_s: float, clock: Clock = SYSTEM) -> None:
+        self._app = app
+        self._window_s = window_s
+        self._clock = clock
+        self._reset()
+        atexit.register(self.flush)
+
+    def ring(self, queue: str) -> None:
+        """Say that `queue` has ready work."""
+        with self._condition():
+            self._rings[queue] = None
+            self._changed.notify()
+
+    def send(self, activity: PendingActivity) -> None:
+        """Send a Celery task its message."""
+        with self._condition():
+            self._tasks.append(activity)
+            self._changed.notify()
+
+    def flush(self) -> None:
+        """Wait until what was asked for has been sent, or the broker refused it."""
+        if self._pid != os.getpid():
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._rings or self._tasks or self._busy) or not self._thread.is_alive(), FLUSH_MAX_S)
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._rings: dict[str, None] = {}  # in order of arrival
+        self._tasks: list[PendingActivity] = []
+        self._busy = False
+        self._complained = False
+        self._thread = threading.Thread(target=self._work, name="orchestrator-broker", daemon=True)
+
+    def _condition(self) -> threading.Condition:
+        if self._pid != os.getpid():
+            self._reset()  # a child of fork: threads and locks of the parent mean nothing here
+        if not self._thread.is_alive():
+            with self._changed:
+                if not self._thread.is_alive():
+                    self._thread = threading.Thread(target=self._work, name="orchestrator-broker", daemon=True)
+                    self._thread.start()
+        return self._changed
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._rings or self._tasks)
+                rings, tasks = list(self._rings), self._tasks
+                self._rings, self._tasks, self._busy = {}, [], True
+            self._deliver(rings, tasks)
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+            if self._window_s:
+                self._clock.sleep(self._window_s)
+
+    def _deliver(self, rings: Sequence[str], tasks: Sequence[PendingActivity]) -> None:
+        try:
+            with self._app.producer_or_acquire() as producer:
+                for queue in rings:
+                    crashpoint("before_ring")
+                    self._app.send_task(DOORBELL, args=(queue,), queue=queue, producer=producer, ignore_result=True, expires=60)
+                    crashpoint("after_ring")
+                for activity in tasks:
+                    crashpoint("before_publish")
+                    self._publish(activity, producer)
+                    crashpoint("after_publish")
+            self._complained = False
+        except Exception as error:  # noqa: BLE001 - whatever the transport raises: the message is only a hint, sweeps ring again
+            if not self._complained:
+                log.warning("the broker cannot be reached, work goes on by polling: %s: %s", type(error).__name__, error)
+            self._complained = True
+
+    def _publish(self, activity: PendingActivity, producer: Any) -> None:  # noqa: ANN401 - kombu has no public type for it
+        scheduled = activity.scheduled
+        key = activity.key
+        self._app.send_task(
+            scheduled.type,
+            args=tuple(scheduled.args),
+            kwargs=scheduled.kwargs or {},
+            task_id=task_id(activity),
+            queue=activity.queue,
+            headers={HEADER: {"run_id": key.run_id, "seq": key.seq, "attempt": key.attempt, "idempotency_key": f"{key.run_id}-{key.seq}"}},
+            producer=producer,
+        )
+
+
+def task_id(activity: PendingActivity) -> str:
+    """The Celery task id of an attempt, so that Flower, revoke and logs line up with the history."""
+    key = activity.key
+    return f"{key.run_id}-{key.seq}-{key.attempt}"
+
+
+def ring_all(broker: Broker, queues: Iterable[str]) -> None:
+    """Ring for each of `queues`."""
+    for queue in queues:
+        broker.ring(queue)
+
+
+# --- what becomes of an attempt that did not succeed ---------------------------------------------------------------------------
+
+
+def settlement(activity: PendingActivity, failure: Failure, *, now: float, losses: int = 0) -> Settlement:
+    """Decide about an attempt that failed at `now`: again later, or over."""
+    scheduled = activity.scheduled
+    give_up_at = None if scheduled.schedule_to_close_s is None else activity.scheduled_at + scheduled.schedule_to_close_s
+    verdict = judge(
+        _policy(activity, failure),
+        failure,
+        attempt=activity.key.attempt,
+        now=now,
+        give_up_at=give_up_at,
+        cancel_requested=activity.cancel_requested,
+    )
+    if verdict.state is RetryState.IN_PROGRESS:
+        return TryAgain(activity.key, due_at=now + verdict.delay_s, failure=failure, losses=losses)
+    key = activity.key
+    if failure.kind == "canceled" and activity.cancel_requested:
+        return Resolved(key, ActivityCanceled(key.seq, failure.details, key.attempt))
+    if verdict.state is RetryState.TIMEOUT and failure.kind != "timeout":
+        failure = Failure(kind="timeout", message="no time was left for another attempt", type="schedule_to_close", cause=failure)
+    return Resolved(key, ActivityFailed(key.seq, failure, str(verdict.state), key.attempt))
+
+
+def loss(activity: PendingActivity, *, now: float, worker: str) -> Settlement:
+    """Decide about an attempt whose worker died: again at once, over if it may not run twice, set aside if it keeps killing workers."""
+    losses = activity.losses + 1
+    key = activity.key
+    if losses >= LOSSES_MAX:
+        message = f"activity {activity.scheduled.type!r} was running in {losses} workers as they died; it is set aside as a dead letter"
+        failure = Failure(kind="worker_lost", message=message, non_retryable=True)
+        return Resolved(key, ActivityFailed(key.seq, failure, RetryState.NON_RETRYABLE_FAILURE, key.attempt), dead_letter=True)
+    failure = Failure(kind="worker_lost", message=f"worker {worker} died while it ran attempt {key.attempt}", next_retry_delay_s=0.0)
+    return settlement(activity, failure, now=now, losses=losses)
+
+
+def timeout(activity: PendingActivity, *, now: float) -> Settlement:
+    """Decide about an attempt whose deadline has passed: say which deadline it was, then as any failure."""
+    which = _deadline(activity, now)
+    details = activity.heartbeat_details if which == "heartbeat" else ()
+    message = f"{which.replace('_', '-')} timeout of activity {activity.scheduled.type!r} ({activity.scheduled.activity_id})"
+    return settlement(activity, Failure(kind="timeout", type=which, message=message, details=details, cause=activity.last_failure), now=now)
+
+
+def _deadline(activity: PendingActivity, now: float) -> str:
+    scheduled = activity.scheduled
+    if scheduled.schedule_to_close_s is not None and activity.scheduled_at + scheduled.schedule_to_close_s <= now:
+        return "schedule_to_close"
+    if activity.started_at is None:
+        return "schedule_to_start"
+    if scheduled.start_to_close_s is not None and activity.started_at + scheduled.start_to_close_s <= now:
+        return "start_to_close"
+    return "heartbeat"
+
+
+def _policy(activity: PendingActivity, failure: Failure) -> RetryPolicy:
+    if activity.scheduled.retry is not None:
+        return activity.scheduled.retry
+    if not activity.scheduled.task:
+        return DEFAULT
+    # A Celery task decides by its own settings: it asks for another try with `retry`; a lost worker is not its doing.
+    return DEFAULT if failure.kind == "worker_lost" or failure.next_retry_delay_s is not None else NO_RETRY
+
+
+# --- when time passes --------------------------------------------------------------------------------------------------------
+
+
+def fire_timers(store: Store, broker: Broker, *, batch_max: int) -> int:
+    """Fire the timers that are due, at most batch_max of them; return how many fired."""
+    with store.transaction(purpose="timers.fire") as tx:
+        fired = due.fire_timers(tx, batch_max=batch_max)
+    ring_all(broker, fired.queues)
+    return fired.count
+
+
+def expire_activities(store: Store, broker: Broker, *, batch_max: int) -> int:
+    """Time out the attempts whose deadline has passed, at most batch_max of them; return how many."""
+    with store.transaction(purpose="activities.expire") as tx:
+        late = activities.expired(tx, batch_max=batch_max)
+        queues = activities.settle(tx, [timeout(activity, now=tx.now()) for activity in late]).queues if late else set()
+    ring_all(broker, queues)
+    return len(late)
+
+
+def publish_tasks(store: Store, broker: Broker, *, batch_max: int) -> int:
+    """Send the messages of Celery tasks that are due or whose last message seems lost, at most batch_max; return how many."""
+    with store.transaction(purpose="tasks.publish") as tx:
+        waiting = activities.to_publish(tx, batch_max=batch_max)
+    for activity in waiting:
+        broker.send(activity)
+    return len(waiting)
+
+
+def ring_forgotten(store: Store, broker: Broker, *, older_than_s: float) -> int:
+    """Ring for queues whose work has waited for longer than that; return how many queues."""
+    with store.transaction(readonly=True) as tx:
+        queues = due.forgotten_queues(tx, older_than_s=older_than_s)
+    ring_all(broker, queues)
+    return len(queues)
+
+
+def recover_expired(store: Store, broker: Broker, *, batch_max: int) -> int:
+    """Make ready again what workers with an ended lease had; return how many workers."""
+    with store.transaction(readonly=True) as tx:
+        gone = workers.expired(tx)
+    for worker in gone:
+        recover(store, broker, worker, batch_max=batch_max)
+    return len(gone)
+
+
+def recover_neighbours(store: Store, broker: Broker, *, host: str, boot_id: str, alive: Callable[[WorkerRow], bool], batch_max: int) -> int:
+    """As `recover_expired`, at once, for workers of this host whose process is gone; return how many workers."""
+    with store.transaction(readonly=True) as tx:
+        gone = [worker for worker in workers.on_host(tx, host, boot_id) if not alive(worker)]
+    for worker in gone:
+        recover(store, broker, worker, batch_max=batch_max)
+    return len(gone)
+
+
+def recover(store: Store, broker: Broker, worker: WorkerRow, *, batch_max: int) -> int:
+    """Make ready again all that a dead worker had, batch by batch, and forget the worker last; return how many activities and runs.
+
+    Recovery never executes, and may itself die at any point: the next one begins again with what is left.
+    """
+    identity = worker.identity
+    recovered = 0
+    while True:
+        with store.transaction(purpose="workers.recover") as tx:
+            lost = activities.of_worker(tx, identity.worker_id, batch_max=batch_max)
+            queues = set(activities.settle(tx, [loss(activity, now=tx.now(), worker=identity.node) for activity in lost]).queues) if lost else set()
+            released, run_queues = workers.release_runs(tx, identity.worker_id, batch_max=batch_max)
+            queues |= run_queues
+            done = len(lost) < batch_max and released < batch_max
+            if done:
+                workers.remove(tx, identity.worker_id)
+        ring_all(broker, queues)
+        recovered += len(lost) + released
+        if done:
+            log.warning("worker %s (pid %s on %s) is gone; %s of its runs and activities are ready again", identity.node, identity.pid, identity.host, recovered)
+            return recovered

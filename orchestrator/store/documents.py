@@ -1,0 +1,86 @@
+"""Records as JSON text and back; law: the store keeps documents as people would read them, and only whole records leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter
+
+from schemas.history import ARRIVALS, EVENT, EVENTS, ActivityScheduled, Arrival, Close, Command, Failure, Json, Turn
+from schemas.runs import ActivityKey, ActivityState, PendingActivity
+
+_SCHEDULED: TypeAdapter[ActivityScheduled] = TypeAdapter(ActivityScheduled)
+_FAILURE: TypeAdapter[Failure] = TypeAdapter(Failure)
+
+
+def dump(value: object) -> str:
+    """The JSON text of a record, a list of records or a JSON value."""
+    return orjson.dumps(value).decode()
+
+
+def dump_unless_none(value: object) -> str | None:
+    """The JSON text; SQL NULL for None."""
+    return None if value is None else dump(value)
+
+
+def load(text: str | None) -> Json:
+    """The JSON value; None for SQL NULL."""
+    return None if text is None else orjson.loads(text)
+
+
+def arrival(text: str) -> Arrival:
+    """The arrival of an inbox row."""
+    event: Any = EVENT.validate_json(text)  # an inbox row was written from an Arrival
+    return event  # type: ignore[no-any-return]
+
+
+def failure(text: str | None) -> Failure | None:
+    """The failure, if there is one."""
+    return None if text is None else _FAILURE.validate_json(text)
+
+
+def turn(row: Sequence[Any]) -> Turn:
+    """A turn from (turn, at, flags, worker, build, events): arrivals come first in the document."""
+    number, at, flags, worker, build, text = row
+    arrivals: list[Arrival] = []
+    commands: list[Command | Close] = []
+    for event in EVENTS.validate_json(text):
+        if isinstance(event, ARRIVALS):
+            arrivals.append(event)
+        else:
+            commands.append(event)
+    return Turn(number, at, tuple(arrivals), tuple(commands), flags, worker, build)
+
+
+# The columns of an activity in the order that `pending` reads them.
+ACTIVITY_COLUMNS = (
+    "run_id, seq, attempt, scheduled, queue, run_queue, workflow_id, workflow_type, state, scheduled_at, started_at, due_at, deadline_at,"
+    " worker, heartbeat_at, heartbeat_details, last_failure, losses, cancel_requested"
+)
+
+
+def pending(row: Sequence[Any]) -> PendingActivity:
+    """An unresolved activity from its ACTIVITY_COLUMNS."""
+    run_id, seq, attempt, scheduled, queue, run_queue, workflow_id, workflow_type, state, scheduled_at, started_at, *rest = row
+    due_at, deadline_at, worker, heartbeat_at, details, last_failure, losses, cancel_requested = rest
+    return PendingActivity(
+        key=ActivityKey(run_id, seq, attempt),
+        scheduled=_SCHEDULED.validate_json(scheduled),
+        queue=queue,
+        run_queue=run_queue,
+        workflow_id=workflow_id,
+        workflow_type=workflow_type,
+        state=ActivityState(state),
+        scheduled_at=scheduled_at,
+        started_at=started_at,
+        due_at=due_at,
+        deadline_at=deadline_at,
+        worker=worker,
+        heartbeat_at=heartbeat_at,
+        heartbeat_details=tuple(load(details) or ()),
+        last_failure=failure(last_failure),
+        losses=losses,
+        cancel_requested=bool(cancel_requested),
+    )
