@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, overload
 
 from orchestrator.core.definitions import ActivityDefinition, is_coroutine_function, register_activity, valid_name
-from orchestrator.core.payloads import CallSignature
+from orchestrator.core.signatures import CallSignature
 from orchestrator.errors import InvalidArgument
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])

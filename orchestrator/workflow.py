@@ -37,7 +37,7 @@ from orchestrator.core.failures import is_cancellation
 from orchestrator.core.guard import find_forbidden
 from orchestrator.core.instance import CancellationType, ContinueAsNew, Instance, Operation
 from orchestrator.core.loop import WorkflowLoop
-from orchestrator.core.payloads import CallSignature
+from orchestrator.core.signatures import CallSignature
 from orchestrator.errors import InvalidArgument, InvalidDefinition
 from schemas.history import ActivityScheduled, RetryPolicy, RunContinued
 

@@ -22,9 +22,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from celery import Task, signals
-from celery._state import _task_stack
+from celery._state import _task_stack  # type: ignore[attr-defined] # the stubs know the public half
 from celery.app import trace
-from celery.app.task import Context, get_actual_ignore_result
+from celery.app.task import Context, get_actual_ignore_result  # type: ignore[attr-defined] # the stubs lack it
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.local import Proxy
 
@@ -99,7 +99,7 @@ class CoroutineLoop:
             self.call_soon(self._loop.stop)
             self._thread.join(2 * STOP_MAX_S)
 
-    async def _admit(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def _admit(self, coroutine: Coroutine[Any, Any, Any]) -> object:
         task = asyncio.current_task()
         assert task is not None, "a coroutine runs in a task"
         self._keep(task)
@@ -140,7 +140,7 @@ class Awaited:
         self._original: Callable[..., Awaitable[Any]] = getattr(task, "_orig_run", task.run)
         if hasattr(task, "_orig_run"):
             # Celery's autoretry wrapper calls this: the awaited outcome passes through it in the second half, and is retried there.
-            task._orig_run = self._repeat  # type: ignore[attr-defined]
+            task._orig_run = self._repeat  # noqa: SLF001 - the seam that Celery offers
         self._body = task if trace.task_has_custom(task, "__call__") else self._original
         self._before_start = task.before_start if trace.task_has_custom(task, "before_start") else None
         self.conclude = TRACER.build_tracer(
@@ -152,23 +152,26 @@ class Awaited:
         )
         """Celery's tracer on the outcome: `(uuid, args, kwargs, context) -> trace_ok_t`."""
 
-    async def attend(self, context: Context, interruption: Callable[[], BaseException | None], started: Callable[[], Awaitable[None]]) -> None:
+    async def attend(
+        self, context: Context, interruption: Callable[[], BaseException | None], started: Callable[[], Awaitable[None]]
+    ) -> None:
         """Do the first half, await the body, and keep its outcome in the context variables of this coroutine for `conclude`.
 
         `interruption` is asked what a cancellation means; `started` stores the state STARTED, off the loop.
         """
         KEY.set(context)
-        task = self.task
+        task, uuid = self.task, str(context.id)
+        args, kwargs = tuple(context.args or ()), dict(context.kwargs or {})
         task.request_stack.push(context)
         _task_stack.push(task)
         try:
-            signals.task_prerun.send(sender=task, task_id=context.id, task=task, args=context.args, kwargs=context.kwargs)
-            task.app.loader.on_task_init(context.id, task)
+            signals.task_prerun.send(sender=task, task_id=uuid, task=task, args=args, kwargs=kwargs)
+            task.app.loader.on_task_init(uuid, task)
             if task.track_started and not get_actual_ignore_result(task, context):
                 await started()
             if self._before_start is not None:
-                self._before_start(context.id, context.args, context.kwargs)
-            body = self._body(*context.args, **context.kwargs)
+                self._before_start(uuid, args, kwargs)
+            body = self._body(*args, **kwargs)
             outcome = Outcome(await steps(body, interruption) if inspect.iscoroutine(body) else await body)
         except asyncio.CancelledError as cancelled:
             outcome = Outcome(error=interruption() or CoroutineCancelled().with_traceback(cancelled.__traceback__))
@@ -180,7 +183,7 @@ class Awaited:
         meaning = interruption()
         OUTCOME.set(Outcome(error=meaning) if isinstance(meaning, Interruption) else outcome)
 
-    def _repeat(self, *args: Any, **kwargs: Any) -> Any:
+    def _repeat(self, *args: object, **kwargs: object) -> object:
         outcome = OUTCOME.get()
         if outcome is None:
             return self._original(*args, **kwargs)
@@ -191,29 +194,30 @@ class Awaited:
 class Outcome:
     """What a body returned or raised."""
 
-    def __init__(self, value: Any = None, error: BaseException | None = None) -> None:
+    def __init__(self, value: object = None, error: BaseException | None = None) -> None:
         self._value, self._error = value, error
 
-    def repeat(self) -> Any:
+    def repeat(self) -> object:
         """Return it or raise it again."""
         if self._error is not None:
             raise self._error
         return self._value
 
 
-class Concluding(Proxy):  # type: ignore[misc] # celery.local has no types
+class Concluding(Proxy[Task[Any, Any]]):
     """A task as the second half sees it: it has been started, and its body repeats the outcome."""
 
     def __init__(self, task: Task[Any, Any], repeat: Callable[..., Any]) -> None:
         super().__init__(lambda: task)
+        # Past Proxy's own __setattr__, which would change the task itself.
         object.__setattr__(self, "run", task.run if hasattr(task, "_orig_run") else repeat)
         object.__setattr__(self, "track_started", False)
-        object.__setattr__(self, "_repeat", repeat)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._repeat(*args, **kwargs)
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """What a task with its own `__call__` is traced through."""
+        return self.run(*args, **kwargs)
 
-    def before_start(self, *_: Any) -> None:
+    def before_start(self, *_: object) -> None:
         """Was called in the first half."""
 
 
@@ -244,7 +248,7 @@ def steps(body: Coroutine[Any, Any, Any], interruption: Callable[[], BaseExcepti
             value, send = error, body.throw
 
 
-def key_by_context(stack: Any) -> None:
+def key_by_context(stack: Any) -> None:  # noqa: ANN401 - a stack of Celery, which has no types
     """Let a stack of Celery tell coroutines apart, which share a thread."""
     present = stack.__ident_func__
     if not hasattr(present, "by_thread"):

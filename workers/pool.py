@@ -16,17 +16,15 @@ the loop blocks every coroutine and every limit: blocking work belongs into a pl
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from celery import Celery, Task
 from celery.concurrency.base import BasePool
-from celery.concurrency.prefork import _run_ready_callbacks
+from celery.concurrency.prefork import _run_ready_callbacks  # type: ignore[attr-defined] # the stubs lack it
 from celery.utils.log import get_logger
 from vine import promise
 
@@ -51,7 +49,7 @@ def current_pool() -> FleetPool | None:
     return FleetPool.present
 
 
-class FleetPool(BasePool):  # type: ignore[misc] # celery.concurrency has no types
+class FleetPool(BasePool):
     """Threads and coroutines; see the module for limits and settings."""
 
     present: FleetPool | None = None
@@ -60,13 +58,13 @@ class FleetPool(BasePool):  # type: ignore[misc] # celery.concurrency has no typ
     body_can_be_buffer = True
     task_join_will_block = True  # waiting for another task blocks a thread it may need, or the whole loop
 
-    limit: int
     app: Celery
     lend: Callable[[], Callable[[], None]] | None = None
     """Set by the consumer: take one message out of the prefetch count, until the returned function is called."""
 
-    def __init__(self, *args: Any, clock: Clock = SYSTEM, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, limit: int = 1, *, clock: Clock = SYSTEM, **options: Any) -> None:
+        super().__init__(limit, **options)
+        self.limit: int = limit
         self.clock = clock
         self.closing = False
         self._serials = count(1)
@@ -79,7 +77,7 @@ class FleetPool(BasePool):  # type: ignore[misc] # celery.concurrency has no typ
 
     # --- for code in this process ----------------------------------------------------------------------------------------
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
         """Call the function on one of the pool's threads, in the caller's context variables, in turn with plain tasks."""
         call = Call(function, args)
         self.threads.submit(call)
@@ -97,7 +95,7 @@ class FleetPool(BasePool):  # type: ignore[misc] # celery.concurrency has no typ
         for task in tasks:
             awaited = self.awaited(task)
             if awaited is not None:
-                task.__trace__ = awaited.conclude  # type: ignore[attr-defined]
+                task.__trace__ = awaited.conclude
                 self._adopted.add(task.name)
 
     def awaited(self, task: Task[Any, Any]) -> Awaited | None:
@@ -111,7 +109,7 @@ class FleetPool(BasePool):  # type: ignore[misc] # celery.concurrency has no typ
         """The second half of the tracing of a coroutine task."""
         awaited = self.awaited(task)
         assert awaited is not None, "only coroutine tasks have two halves"
-        tracer: Callable[..., Any] = task.__trace__ if task.name in self._adopted else awaited.conclude  # type: ignore[attr-defined]
+        tracer: Callable[..., Any] = task.__trace__ if task.name in self._adopted else awaited.conclude
         return tracer
 
     @property
@@ -135,7 +133,7 @@ class FleetPool(BasePool):  # type: ignore[misc] # celery.concurrency has no typ
         self._hub = loop
         loop.call_soon(self._bell)
 
-    def on_apply(
+    def on_apply(  # type: ignore[override] # what Celery really passes and takes
         self,
         target: Callable[..., Any],
         args: tuple[Any, ...],
@@ -143,7 +141,7 @@ class FleetPool(BasePool):  # type: ignore[misc] # celery.concurrency has no typ
         **options: Any,
     ) -> TaskJob:
         """Take a task; never waits, because what is too much is limited by the prefetch count."""
-        task = self.app.tasks.get(args[0]) if len(args) == 6 and isinstance(args[0], str) else None  # noqa: PLR2004 - as Request sends them
+        task = self.app.tasks.get(args[0]) if len(args) == 6 and isinstance(args[0], str) else None  # as Request sends them
         kind = ThreadJob if task is None or self.awaited(task) is None else CoroutineJob
         job = kind(self, next(self._serials), target, args, kwargs, options)
         self._jobs[job.serial] = job
@@ -176,7 +174,7 @@ class FleetPool(BasePool):  # type: ignore[misc] # celery.concurrency has no typ
 
     def on_stop(self) -> None:
         """Wait for what runs, at most `worker_drain_timeout` seconds (default 600); what was not accepted goes back to the broker."""
-        if self._state in {None, self.TERMINATE}:
+        if FleetPool.present is not self:
             return
         self.flush()
         for job in self.threads.drop_queued():
@@ -207,7 +205,7 @@ class FleetPool(BasePool):  # type: ignore[misc] # celery.concurrency has no typ
 
     def _get_info(self) -> dict[str, Any]:
         return {
-            **super()._get_info(),
+            **super()._get_info(),  # type: ignore[misc] # the stubs of celery-types lack it
             "threads": self.threads.alive,
             "threads-running": self.threads.running,
             "threads-queued": self.threads.queued,
@@ -258,6 +256,3 @@ def drop(job: Job) -> None:
     """Tell whoever waits for a call that it will not run."""
     if isinstance(job, Call):
         job.future.cancel()
-
-
-__all__ = ["CoroutineJob", "ExceptionInfo", "FleetPool", "ThreadJob", "current_pool", "threading"]

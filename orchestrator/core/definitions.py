@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.core.payloads import CallSignature
+from orchestrator.core.signatures import CallSignature
 from orchestrator.errors import InvalidArgument, InvalidDefinition
 
 ID_CHARACTERS_MAX = 1000  # of workflow ids, activity ids, names of types, signals, queries and queues

@@ -18,38 +18,28 @@ import base64
 import inspect
 import math
 import reprlib
-import sys
 import typing
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, is_dataclass
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
-from pathlib import Path, PurePath
-from types import EllipsisType, NoneType, SimpleNamespace, UnionType
-from typing import Any, Final, Literal, NoReturn, NotRequired, Protocol, Required, TypeAlias, Union, get_args, get_origin
-from uuid import UUID
+from types import EllipsisType, NoneType, UnionType
+from typing import Any, Final, Literal, Protocol, Union, get_args, get_origin
 
 import orjson
-import typing_extensions
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from orchestrator.errors import InvalidDefinition, PayloadMismatch, PayloadNotSerializable, PayloadTooLarge
+from orchestrator.core.signatures import ADAPTERS_MAX, Annotation, CallSignature, adapter_of, resolved_hints
+from orchestrator.core.tags import LEAVES, NESTING_MAX, READABLE, Value, hashable, is_tagged, restored
+from orchestrator.errors import PayloadMismatch, PayloadNotSerializable, PayloadTooLarge
 from schemas.history import Json
 
 PAYLOAD_BYTES_MAX: Final = 2 * 1024 * 1024
-NESTING_MAX: Final = 200
 INFLATION_MAX: Final = 16
-ADAPTERS_MAX: Final = 2048
-SIGNATURES_MAX: Final = 4096
-
-Annotation: TypeAlias = Any  # a type as the author wrote it; there is no type for those
-Value: TypeAlias = Any  # an author's value: looked at case by case
 
 _INT_MIN, _INT_END = -(2**63), 2**63
 
@@ -91,42 +81,6 @@ class ZlibCodec:
             message = f"incomplete, or longer than {self.inflated_bytes_max:,} bytes when inflated"
             raise ValueError(message)
         return text
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One positional parameter of an author's function."""
-
-    name: str
-    annotation: Annotation
-    required: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CallSignature:
-    """What a function takes by position and what it returns, with resolved annotations; built once per callable."""
-
-    name: str
-    parameters: tuple[Parameter, ...]
-    rest: Parameter | None
-    result: Annotation
-
-    @staticmethod
-    def of(fn: Callable[..., object], *, skip_self: bool = False) -> CallSignature:
-        """Read the signature of fn; InvalidDefinition if a keyword-only parameter has no default. Hints that do not resolve mean Any."""
-        try:
-            return _signature(fn, skip_self)
-        except TypeError:  # an unhashable callable cannot be cached
-            return _signature.__wrapped__(fn, skip_self)
-
-    @property
-    def required(self) -> int:
-        """How many arguments must come."""
-        return sum(parameter.required for parameter in self.parameters)
-
-    def at(self, index: int) -> Parameter | None:
-        """The parameter that receives the argument at index; None if there is none."""
-        return self.parameters[index] if index < len(self.parameters) else self.rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,17 +160,17 @@ class PayloadConverter:
     def _decode(self, payload: Json, annotation: Annotation, what: str, function: str = "", parameter: str = "") -> object:
         subject = f"{what}: {function}() takes {parameter!r} as" if function else f"{what}: expected"
         opened = self._open(payload, what)
-        if type(opened) is annotation and annotation in _EXACT:
+        if type(opened) in _EXACT and (type(opened) is annotation or annotation is Any):
             return opened
         try:
-            tagged = _is_tagged(opened)
+            tagged = is_tagged(opened)
             # JSON mode is the exact inverse of how models are written; tags restore to objects, which only Python mode accepts.
-            value = _restored(opened, 1) if tagged else opened
+            value = restored(opened, 1) if tagged else opened
             if annotation is Any or annotation is object or annotation is inspect.Parameter.empty:
                 return value if tagged or type(value) not in {list, dict} else orjson.loads(orjson.dumps(value))
             if annotation is None or annotation in _EXACT:
                 return _exact(value, annotation)
-            adapter = _adapter(annotation)
+            adapter = adapter_of(annotation)
             if tagged:
                 return adapter.validate_python(value, by_alias=True, by_name=True)
             return adapter.validate_json(orjson.dumps(value), by_alias=True, by_name=True)
@@ -339,7 +293,7 @@ class _Writer:
             number = float.__float__(value)
             return number if math.isfinite(number) else {"$float": repr(number)}
         kind: type[Any] = type(value)
-        leaf = next((_LEAVES[parent] for parent in kind.__mro__ if parent in _LEAVES), None)
+        leaf = next((LEAVES[parent] for parent in kind.__mro__ if parent in LEAVES), None)
         if leaf is not None:
             written = leaf.write(value)
             self.room -= len(written)
@@ -410,7 +364,7 @@ class _Writer:
         for key, item in value.items():
             try:
                 name = self.write(key, frozenset(), depth + 3)
-                hash(_hashable(_restored(name, 1)))
+                hash(hashable(restored(name, 1)))
                 pairs.append([name, self.write(item, settled, depth + 3)])
             except TypeError as error:
                 reason = f"has the key {_SHORT.repr(key)} ({type(key).__qualname__}), which JSON cannot carry. Use strings as keys."
@@ -446,7 +400,7 @@ def _dumped(value: Value) -> object:
 def _record_plan(kind: Annotation) -> tuple[tuple[str, frozenset[type]], ...]:
     """The fields of a dataclass or named tuple, each with the types that its annotation settles."""
     names = [field.name for field in fields(kind) if field.init] if is_dataclass(kind) else list(getattr(kind, "_fields", ()))
-    hints = _hints(kind, vars(inspect.getmodule(kind) or typing))
+    hints = resolved_hints(kind, vars(inspect.getmodule(kind) or typing))
     return tuple((name, _settled(hints.get(name, Any))) for name in names)
 
 
@@ -471,7 +425,7 @@ def _settled(annotation: object) -> frozenset[type]:
             found.add(part)
         elif origin is not Literal:
             return frozenset()
-    return frozenset(found & _READABLE)
+    return frozenset(found & READABLE)
 
 
 def _no_form(value: object) -> str:
@@ -490,59 +444,6 @@ _SHORT: Final = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
-def _is_tagged(payload: object) -> bool:
-    """Whether any object in the payload has the shape of a tag."""
-    level = [payload]
-    for _ in range(NESTING_MAX * 2):
-        below: list[Any] = []
-        for container in level:
-            if type(container) is dict:
-                if len(container) == 1 and next(iter(container)).startswith("$"):
-                    return True
-                below += [child for child in container.values() if type(child) is dict or type(child) is list]
-            elif type(container) is list:
-                below += [child for child in container if type(child) is dict or type(child) is list]
-        if not below:
-            return False
-        level = below
-    message = f"it is nested deeper than {NESTING_MAX * 2} levels"
-    raise ValueError(message)
-
-
-def _restored(payload: Value, depth: int) -> Value:
-    """A copy of the payload with its tags turned into the objects they stand for."""
-    if depth > NESTING_MAX * 2:
-        message = f"it is nested deeper than {NESTING_MAX * 2} levels"
-        raise ValueError(message)
-    if type(payload) is list:
-        return [_restored(item, depth + 1) for item in payload]
-    if type(payload) is not dict:
-        return payload
-    if len(payload) == 1:
-        ((tag, content),) = payload.items()
-        if tag in _READERS and isinstance(content, str):
-            return _READERS[tag](content)
-        if tag == "$dict" and type(content) is dict:
-            payload = content
-        elif tag in {"$set", "$frozenset"} and type(content) is list:
-            return _set(tag, [_restored(item, depth + 1) for item in content])
-        elif tag == "$map" and type(content) is list:
-            return {_hashable(_restored(key, depth + 1)): _restored(item, depth + 1) for key, item in content}
-    return {key: _restored(item, depth + 1) for key, item in payload.items()}
-
-
-def _set(tag: str, items: list[Any]) -> object:
-    try:
-        members = [_hashable(item) for item in items]
-        return frozenset(members) if tag == "$frozenset" else set(members)
-    except TypeError:  # members that are records are dicts until the annotation has been applied, which accepts a list too
-        return items
-
-
-def _hashable(value: Value) -> Value:
-    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
-
-
 def _exact(value: object, annotation: object) -> object:
     if type(value) is annotation or (annotation is None and value is None):
         return value
@@ -550,52 +451,6 @@ def _exact(value: object, annotation: object) -> object:
         return float(value)
     message = f"it is no {_shown(annotation)}"
     raise ValueError(message)
-
-
-_UNHASHABLE: Final[dict[int, tuple[object, TypeAdapter[Any]]]] = {}
-
-
-def _adapter(annotation: Annotation) -> TypeAdapter[Any]:
-    """The cached pydantic adapter of an annotation."""
-    try:
-        return _built_adapter(annotation)
-    except TypeError:
-        known = _UNHASHABLE.get(id(annotation))
-        if known is None:
-            if len(_UNHASHABLE) >= ADAPTERS_MAX:
-                _UNHASHABLE.clear()
-            known = _UNHASHABLE[id(annotation)] = (annotation, _built_adapter.__wrapped__(annotation))  # keeping it keeps its id valid
-        return known[1]
-
-
-@lru_cache(maxsize=ADAPTERS_MAX)
-def _built_adapter(annotation: Annotation) -> TypeAdapter[Any]:
-    annotation = _modern(annotation)
-    try:
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # models, dataclasses and typed dicts bring their own config
-        return TypeAdapter(annotation)
-
-
-def _modern(annotation: Annotation) -> Annotation:
-    """The annotation with typed dicts in the form that pydantic wants before Python 3.12; those inside records stay as they are."""
-    if sys.version_info >= (3, 12):
-        return annotation
-    if typing.is_typeddict(annotation):
-        hints = {name: _modern(hint) for name, hint in typing.get_type_hints(annotation, include_extras=True).items()}
-        return typing_extensions.TypedDict(annotation.__name__, _with_presence(annotation, hints))  # type: ignore[operator]
-    origin: Annotation = get_origin(annotation)
-    args = get_args(annotation)
-    modern = tuple(_modern(arg) for arg in args)
-    if modern == args or origin is None or origin is Literal or origin is typing.Annotated:
-        return annotation
-    family: Annotation = Union if origin is UnionType else origin
-    return family[modern]
-
-
-def _with_presence(kind: Annotation, hints: dict[str, Any]) -> dict[str, Any]:
-    bare = {name: get_args(hint)[0] if get_origin(hint) in {Required, NotRequired} else hint for name, hint in hints.items()}
-    return {name: Required[hint] if name in kind.__required_keys__ else NotRequired[hint] for name, hint in bare.items()}
 
 
 def _miscount(what: str, signature: CallSignature, came: int) -> str:
@@ -625,121 +480,3 @@ def _why(error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-# --- tags ----------------------------------------------------------------------------------------------------------------
-
-
-def _always(value: object) -> bool:
-    return True
-
-
-def _never(value: object) -> bool:
-    return False
-
-
-def _has_whole_minutes(value: Value) -> bool:
-    """Whether pydantic reads the ISO text again: it refuses offsets with seconds, which zones had before 1900."""
-    offset = value.utcoffset()
-    return offset is None or offset.seconds % 60 == 0 == offset.microseconds
-
-
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    tag: str
-    kind: type
-    write: Callable[[Any], str]
-    read: Callable[[str], object]
-    untagged: Callable[[Any], bool] = _always
-
-
-def _bytes_read(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
-
-
-def _bytes_written(value: Value) -> str:
-    return base64.b64encode(value).decode()
-
-
-_TIMEDELTA: Final = TypeAdapter(timedelta)
-_LEAVES: Final[dict[type, _Leaf]] = {
-    bytes: _Leaf("$bytes", bytes, _bytes_written, _bytes_read, _never),
-    bytearray: _Leaf("$bytes", bytes, _bytes_written, _bytes_read, _never),
-    memoryview: _Leaf("$bytes", bytes, _bytes_written, _bytes_read, _never),
-    datetime: _Leaf("$datetime", datetime, datetime.isoformat, datetime.fromisoformat, _has_whole_minutes),
-    date: _Leaf("$date", date, date.isoformat, date.fromisoformat),
-    time: _Leaf("$time", time, time.isoformat, time.fromisoformat, _has_whole_minutes),
-    timedelta: _Leaf("$timedelta", timedelta, to_jsonable_python, _TIMEDELTA.validate_python),
-    Decimal: _Leaf("$decimal", Decimal, str, Decimal, Decimal.is_finite),
-    UUID: _Leaf("$uuid", UUID, str, UUID),
-    PurePath: _Leaf("$path", Path, str, Path),
-}
-_READABLE: Final = frozenset(leaf.kind for leaf in _LEAVES.values()) | {set, frozenset}
-
-
-def _str_read(text: str) -> str:
-    return base64.b64decode(text, validate=True).decode("utf-8", "surrogatepass")
-
-
-def _int_read(text: str) -> int:
-    return int(text, 16)
-
-
-_READERS: Final[dict[str, Callable[[str], object]]] = {
-    **{leaf.tag: leaf.read for leaf in _LEAVES.values()},
-    "$str": _str_read,
-    "$int": _int_read,
-    "$float": float,
-}
-
-
-# --- signatures ----------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=SIGNATURES_MAX)
-def _signature(fn: Callable[..., object], skip_self: bool) -> CallSignature:
-    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    try:
-        parameters = list(inspect.signature(fn).parameters.values())
-    except ValueError:  # some functions in C do not tell
-        return CallSignature(name, (), Parameter("args", Any, required=False), Any)
-    function = inspect.unwrap(getattr(fn, "func", fn))
-    hints = _hints(function if hasattr(function, "__annotations__") else type(function).__call__, getattr(function, "__globals__", {}))
-    taken: list[Parameter] = []
-    rest: Parameter | None = None
-    for parameter in parameters[1:] if skip_self else parameters:
-        annotation = hints.get(parameter.name, Any)
-        required = parameter.default is inspect.Parameter.empty
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            rest = Parameter(parameter.name, annotation, required=False)
-        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY and required:
-            _refuse_keyword(name, parameter.name)
-        elif parameter.kind in {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}:
-            taken.append(Parameter(parameter.name, annotation | None if _wants_none(parameter, annotation) else annotation, required))
-    return CallSignature(name, tuple(taken), rest, hints.get("return", Any))
-
-
-def _wants_none(parameter: inspect.Parameter, annotation: Annotation) -> bool:
-    """`def f(x: int = None)` is common in task code and means an optional."""
-    return parameter.default is None and isinstance(annotation, type) and annotation is not NoneType
-
-
-def _refuse_keyword(function: str, parameter: str) -> NoReturn:
-    message = f"{function}() wants {parameter!r} by keyword, but arguments travel by position. Remove the '*', or give it a default."
-    raise InvalidDefinition(message)
-
-
-def _hints(owner: Value, names: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved annotations; those that cannot be resolved, such as imports for type checkers only, become Any one by one."""
-    try:
-        return typing.get_type_hints(owner, include_extras=True)
-    except Exception:  # noqa: BLE001 - evaluating an annotation runs author code, which may raise anything
-        raw: dict[str, Any] = dict(getattr(owner, "__annotations__", {}))
-    resolved: dict[str, Any] = {}
-    for name, annotation in raw.items():
-        try:
-            alone = SimpleNamespace(__annotations__={name: annotation})
-            resolved |= typing.get_type_hints(alone, globalns=dict(names), include_extras=True)
-        except Exception:  # noqa: BLE001 - as above; without the hint the plain JSON value is passed
-            resolved[name] = Any
-    return resolved

@@ -9,7 +9,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from schemas.history import ARRIVALS, EVENT, EVENTS, ActivityScheduled, Arrival, Close, Command, Failure, Json, Turn
-from schemas.runs import ActivityKey, ActivityState, PendingActivity
+from schemas.runs import ActivityKey, ActivityState, PendingActivity, RunDescription, Status
 
 _SCHEDULED: TypeAdapter[ActivityScheduled] = TypeAdapter(ActivityScheduled)
 _FAILURE: TypeAdapter[Failure] = TypeAdapter(Failure)
@@ -83,4 +83,41 @@ def pending(row: Sequence[Any]) -> PendingActivity:
         last_failure=failure(last_failure),
         losses=losses,
         cancel_requested=bool(cancel_requested),
+    )
+
+
+# The columns of a run and its payloads (`runs r LEFT JOIN run_payloads p`) in the order that `described` reads them.
+RUN_COLUMNS = (
+    "r.workflow_id, r.run_id, r.type, r.queue, r.status, r.started_at, r.closed_at, r.turn, r.history_events, r.attempt, r.priority, r.ready,"
+    " r.parent_id, r.continued_from, r.turn_failures, r.deadline_at, p.continued_as, p.memo, p.search_attributes, p.result, p.failure, p.stuck"
+)
+
+
+def described(row: Sequence[Any]) -> RunDescription:
+    """A run for people, from its RUN_COLUMNS."""
+    workflow_id, run_id, type_, queue, status, started_at, closed_at, turns, events, attempt, priority, ready, *rest = row
+    parent_id, continued_from, turn_failures, deadline_at, continued_as, memo, search_attributes, result, failed, stuck = rest
+    return RunDescription(
+        workflow_id=workflow_id,
+        run_id=run_id,
+        type=type_,
+        queue=queue,
+        status=Status(status),
+        started_at=started_at,
+        closed_at=closed_at,
+        turn=turns,
+        history_events=events,
+        attempt=attempt,
+        priority=priority,
+        ready=bool(ready),
+        parent_id=parent_id,
+        continued_from=continued_from,
+        continued_as=continued_as,
+        memo=load(memo) or {},
+        search_attributes=load(search_attributes) or {},
+        result=load(result),
+        failure=failure(failed),
+        stuck=failure(stuck) if turn_failures else None,
+        turn_failures=turn_failures,
+        deadline_at=deadline_at,
     )

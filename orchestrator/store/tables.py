@@ -93,7 +93,7 @@ class InboxTable(SQLModel, table=True):
         {"sqlite_autoincrement": True},  # ids never come back: a consumed id must not name a new arrival
     )
 
-    id: int | None = Field(default=None, sa_type=BigId, primary_key=True)  # type: ignore[call-overload] - an instance carries the variant
+    id: int | None = Field(default=None, sa_type=BigId, primary_key=True)
     run_id: str = Field(sa_type=Text)
     kind: str = Field(sa_type=Text)
     event: str = Field(sa_type=Text)

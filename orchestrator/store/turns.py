@@ -1,0 +1,277 @@
+"""Claiming ready runs and committing their turns; law: a turn is written whole, once, and only by the claim whose epoch still stands.
+
+A run is claimable when it is ready and nobody owns it. The owner lets go with its commit; from then on its eager activities go on under
+the same epoch until somebody else claims the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.store import documents, runs
+from orchestrator.store.transaction import Transaction
+from schemas.history import ActivityCanceled, ActivityCancelRequested, Arrival, TimerCanceled, TimerStarted, Turn
+from schemas.runs import ClaimedRun, Committed, InboxEntry, NewRun, Status, TurnCommit, TurnFailure
+
+PUBLISH_AGAIN_S = 5.0  # a task whose message the committing process has not been able to publish is published by beat after this
+
+_CLAIM = """
+WITH picked AS (
+    SELECT run_id AS picked_run FROM runs
+    WHERE ready AND queue = :queue AND ready_at <= {now} AND owner IS NULL AND {in type :types}
+    ORDER BY priority DESC, ready_at LIMIT :batch_max {skip_locked}
+)
+UPDATE runs SET epoch = epoch + 1, ready = false, owner = :worker FROM picked WHERE runs.run_id = picked.picked_run
+RETURNING runs.run_id, runs.epoch, runs.turn, runs.queue, runs.type, runs.turn_failures, runs.priority, runs.ready_at
+"""
+_INBOX = """
+SELECT id, run_id, event FROM (
+    SELECT id, run_id, event, row_number() OVER (PARTITION BY run_id ORDER BY id) AS place FROM inbox WHERE {in run_id :run_ids}
+) AS arrived
+WHERE place <= :most ORDER BY run_id, id
+"""
+_LOAD = """
+SELECT t.run_id, t.turn, t.at, t.flags, t.worker, t.build, t.events FROM {rows run_id:text, after_turn:int}
+JOIN turns t ON t.run_id = v.run_id AND t.turn > v.after_turn ORDER BY t.run_id, t.turn
+"""
+_ADVANCE = """
+UPDATE runs SET turn = v.turn, status = v.status, owner = NULL, turn_failures = 0, history_events = history_events + v.events,
+    ready_at = CASE WHEN v.more AND NOT ready THEN {now} ELSE ready_at END,
+    ready = CASE WHEN v.status = 'running' THEN ready OR v.more ELSE false END,
+    closed_at = CASE WHEN v.status = 'running' THEN NULL ELSE {now} END
+FROM {rows run_id:text, epoch:int, turn:int, status:text, more:bool, events:int}
+WHERE runs.run_id = v.run_id AND runs.epoch = v.epoch AND runs.turn = v.turn - 1 AND runs.status = 'running'
+  AND (v.status = 'running' OR NOT runs.ready)
+RETURNING runs.run_id
+"""
+_SETTLE_EAGER = """
+DELETE FROM activities
+WHERE (run_id, seq) IN (SELECT v.run_id, v.seq FROM {rows run_id:text, seq:int, attempt:int}
+                        JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt)
+  AND state = 'started' AND worker = :worker
+RETURNING run_id, seq
+"""
+_APPEND = """
+INSERT INTO turns (run_id, turn, at, flags, worker, build, events)
+SELECT v.run_id, v.turn, v.at, v.flags, :worker, :build, v.events FROM {rows run_id:text, turn:int, at:float, flags:int, events:text}
+WHERE true ON CONFLICT DO NOTHING
+"""
+_SCHEDULE = """
+INSERT INTO activities (run_id, seq, attempt, state, task, type, queue, priority, run_queue, workflow_id, workflow_type, scheduled, scheduled_at,
+                        started_at, due_at, deadline_at, schedule_to_start_s, start_to_close_s, close_by, heartbeat_s, worker, losses,
+                        publishes, cancel_requested, detached)
+SELECT v.run_id, v.seq, 1, CASE WHEN v.eager THEN 'started' ELSE 'queued' END, v.task, v.type, v.queue, v.priority, r.queue, r.workflow_id,
+       r.type, v.scheduled, {now}, CASE WHEN v.eager THEN {now} END, CASE WHEN v.task THEN {now} + :publish_again_s ELSE {now} END,
+       nullif({least}(coalesce({now} + v.schedule_to_close_s, 1e18),
+                      CASE WHEN v.eager THEN 1e18 ELSE coalesce({now} + v.schedule_to_start_s, 1e18) END,
+                      CASE WHEN v.eager THEN coalesce({now} + v.start_to_close_s, 1e18) ELSE 1e18 END,
+                      CASE WHEN v.eager THEN coalesce({now} + v.heartbeat_s, 1e18) ELSE 1e18 END), 1e18),
+       v.schedule_to_start_s, v.start_to_close_s, {now} + v.schedule_to_close_s, v.heartbeat_s, CASE WHEN v.eager THEN :worker END, 0,
+       0, false, false
+FROM {rows run_id:text, seq:int, eager:bool, task:bool, type:text, queue:text, priority:int, scheduled:text, schedule_to_start_s:float,
+           start_to_close_s:float, schedule_to_close_s:float, heartbeat_s:float}
+JOIN runs r ON r.run_id = v.run_id
+WHERE true ON CONFLICT DO NOTHING
+"""
+_START_TIMERS = """
+INSERT INTO timers (run_id, kind, seq, fire_at) SELECT v.run_id, 'timer', v.seq, v.fire_at FROM {rows run_id:text, seq:int, fire_at:float}
+WHERE true ON CONFLICT DO NOTHING
+"""
+_STOP_TIMERS = """
+DELETE FROM timers WHERE (run_id, kind, seq) IN (SELECT v.run_id, v.kind, v.seq FROM {rows run_id:text, kind:text, seq:int})
+"""
+_CANCEL_QUEUED = """
+DELETE FROM activities WHERE (run_id, seq) IN (SELECT v.run_id, v.seq FROM {rows run_id:text, seq:int}) AND state = 'queued'
+RETURNING run_id, seq, attempt
+"""
+_CANCEL_STARTED = """
+UPDATE activities SET cancel_requested = true, detached = NOT v.wait FROM {rows run_id:text, seq:int, wait:bool}
+WHERE activities.run_id = v.run_id AND activities.seq = v.seq
+"""
+_GIVE_BACK = """
+UPDATE runs SET owner = NULL, ready_at = CASE WHEN ready THEN ready_at ELSE {now} END, ready = true FROM {rows run_id:text, epoch:int}
+WHERE runs.run_id = v.run_id AND runs.epoch = v.epoch AND runs.status = 'running' AND runs.owner = :worker
+"""
+_FAIL = """
+UPDATE runs SET turn_failures = turn_failures + 1, ready = true, ready_at = {now} + v.retry_in_s, owner = NULL
+FROM {rows run_id:text, epoch:int, retry_in_s:float}
+WHERE runs.run_id = v.run_id AND runs.epoch = v.epoch AND runs.status = 'running'
+RETURNING runs.run_id
+"""
+_STUCK = """
+INSERT INTO run_payloads (run_id, stuck) SELECT v.run_id, v.stuck FROM {rows run_id:text, stuck:text} WHERE true
+ON CONFLICT (run_id) DO UPDATE SET stuck = excluded.stuck
+"""
+_RELEASE = """
+UPDATE runs SET owner = NULL FROM {rows run_id:text, epoch:int}
+WHERE runs.run_id = v.run_id AND runs.epoch = v.epoch AND runs.status = 'running'
+"""
+
+
+def claim(tx: Transaction, *, worker: str, queues: Sequence[str], types: Sequence[str], batch_max: int, inbox_max: int) -> list[ClaimedRun]:
+    """Take up to `batch_max` ready runs of these queues and types, the most urgent first, each with at most `inbox_max` arrivals.
+
+    Queues are asked in the order given. Arrivals that come after this claim make the run ready again, so none is overlooked.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for queue in queues:
+        if len(rows) >= batch_max:
+            break
+        claimed = tx.run(_CLAIM, worker=worker, queue=queue, types=list(types), batch_max=batch_max - len(rows))
+        rows += sorted(claimed, key=lambda row: (-row[6], row[7]))
+    if not rows:
+        return []
+    # Read after `ready` was cleared and under the runs' locks: what is not here yet will set `ready` again.
+    inbox: dict[str, list[InboxEntry]] = {row[0]: [] for row in rows}
+    for entry_id, run_id, event in tx.run(_INBOX, run_ids=list(inbox), most=inbox_max + 1):
+        inbox[run_id].append(InboxEntry(entry_id, documents.arrival(event)))
+    return [
+        ClaimedRun(
+            run_id=run_id,
+            epoch=epoch,
+            turn=turn,
+            queue=queue,
+            type=type_,
+            inbox=tuple(inbox[run_id][:inbox_max]),
+            more=len(inbox[run_id]) > inbox_max,
+            turn_failures=turn_failures,
+        )
+        for run_id, epoch, turn, queue, type_, turn_failures, _, _ in rows
+    ]
+
+
+def load(tx: Transaction, after_turns: Mapping[str, int]) -> dict[str, list[Turn]]:
+    """The turns of each run after the given one, oldest first."""
+    histories: dict[str, list[Turn]] = {run_id: [] for run_id in after_turns}
+    for run_id, *row in tx.run_rows(_LOAD, list(after_turns.items())):
+        histories[run_id].append(documents.turn(row))
+    return histories
+
+
+def commit(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, publish_again_s: float = PUBLISH_AGAIN_S) -> Committed:
+    """Write turns of different runs with a handful of statements; return the runs whose turn was lost, of which nothing is written.
+
+    A turn is lost when its epoch is not the run's any more, when an activity it settles is not this worker's any more, and, if it
+    closes the run, when something new has arrived meanwhile: then the run is claimable at once.
+    """
+    assert len({turn.run_id for turn in turns}) == len(turns), "one commit holds at most one turn of a run"
+    standing = sorted(turns, key=lambda turn: turn.run_id)
+    lost: set[str] = set()
+    runs.lock(tx, [turn.run_id for turn in standing])  # before the savepoint: going back must not let go of them
+    while standing:
+        # All statements are on their way before the first answer is looked at; only a loser makes us go back.
+        tx.send("SAVEPOINT turns")
+        losers = _write(tx, standing, worker=worker, build=build, publish_again_s=publish_again_s)
+        if not losers:
+            tx.send("RELEASE SAVEPOINT turns")
+            break
+        tx.send("ROLLBACK TO SAVEPOINT turns")
+        tx.send("RELEASE SAVEPOINT turns")
+        lost |= losers
+        standing = [turn for turn in standing if turn.run_id not in losers]
+    _cancel_activities(tx, standing)
+    for turn in standing:
+        if turn.continued_as is not None:
+            _continue(tx, turn.continued_as)
+    tx.send_rows(_GIVE_BACK, [(turn.run_id, turn.epoch) for turn in turns if turn.run_id in lost], worker=worker)
+    return Committed(frozenset(lost))
+
+
+def fail_turns(tx: Transaction, failures: Sequence[TurnFailure]) -> set[str]:
+    """Note why these turns could not be taken and have them tried again later; return the runs that were still ours."""
+    ordered = sorted(failures, key=lambda failure: failure.run_id)
+    runs.lock(tx, [failure.run_id for failure in ordered])
+    failed = {run_id for (run_id,) in tx.run_rows(_FAIL, [(f.run_id, f.epoch, f.retry_in_s) for f in ordered])}
+    tx.send_rows(_STUCK, [(f.run_id, documents.dump(f.reason)) for f in ordered if f.run_id in failed])
+    runs.ring_when_ready(tx, [f.run_id for f in ordered if f.run_id in failed])
+    return failed
+
+
+def release(tx: Transaction, claims: Sequence[tuple[str, int]]) -> None:
+    """Let go of (run id, epoch) claims that found nothing to do."""
+    ordered = sorted(claims)
+    runs.lock(tx, [run_id for run_id, _ in ordered])
+    tx.send_rows(_RELEASE, ordered)
+
+
+def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, publish_again_s: float) -> set[str]:
+    """Write all there is in one go; return the runs whose fence did not hold, or nothing if all is well."""
+    advanced = tx.send_rows(
+        _ADVANCE,
+        [(t.run_id, t.epoch, t.turn, t.status.value, t.more, len(t.arrivals) + len(t.commands)) for t in turns],
+    )
+    keys = sorted({(key.run_id, key.seq, key.attempt) for turn in turns for key in turn.settled})
+    settled = tx.send_rows(_SETTLE_EAGER, keys, worker=worker)
+    tx.send_rows(
+        _APPEND,
+        [(t.run_id, t.turn, t.at, int(t.flags), documents.dump([*t.arrivals, *t.commands])) for t in turns],
+        worker=worker,
+        build=build,
+    )
+    consumed = [entry_id for turn in turns for entry_id in turn.consumed]
+    if consumed:
+        tx.send("DELETE FROM inbox WHERE {in id :ids}", ids=consumed)
+    _write_going_on(tx, [turn for turn in turns if turn.status is Status.RUNNING], worker=worker, publish_again_s=publish_again_s)
+    closing = [turn for turn in turns if turn.status is not Status.RUNNING]
+    if closing:
+        runs.record_outcomes(
+            tx, [(t.run_id, t.result, t.failure, t.continued_as.started.run_id if t.continued_as else None) for t in closing]
+        )
+        runs.clear(tx, [turn.run_id for turn in closing])
+    stands = {run_id for (run_id,) in advanced.rows()}
+    gone = {(run_id, seq) for run_id, seq, _ in keys} - {(run_id, seq) for run_id, seq in settled.rows()}
+    return {turn.run_id for turn in turns} - stands | {run_id for run_id, _ in gone}
+
+
+def _write_going_on(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, publish_again_s: float) -> None:
+    """Activities and timers of runs that stay open."""
+    scheduled = [
+        (
+            turn.run_id,
+            s.seq,
+            new.eager,
+            s.task,
+            s.type,
+            new.queue,
+            s.priority,
+            documents.dump(s),
+            s.schedule_to_start_s,
+            s.start_to_close_s,
+            s.schedule_to_close_s,
+            s.heartbeat_s,
+        )
+        for turn in turns
+        for new in turn.activities
+        for s in [new.scheduled]
+    ]
+    tx.send_rows(_SCHEDULE, scheduled, worker=worker, publish_again_s=publish_again_s)
+    started = [(turn.run_id, c.seq, c.fire_at) for turn in turns for c in turn.commands if isinstance(c, TimerStarted)]
+    tx.send_rows(_START_TIMERS, started)
+    stopped = [(turn.run_id, "timer", c.seq) for turn in turns for c in turn.commands if isinstance(c, TimerCanceled)]
+    tx.send_rows(_STOP_TIMERS, stopped)
+
+
+def _cancel_activities(tx: Transaction, turns: Sequence[TurnCommit]) -> None:
+    """Take back what no worker has started, and tell the workers of the rest."""
+    cancels = {
+        (turn.run_id, command.seq): command.wait
+        for turn in turns
+        if turn.status is Status.RUNNING
+        for command in turn.commands
+        if isinstance(command, ActivityCancelRequested)
+    }
+    if not cancels:
+        return
+    removed = tx.run_rows(_CANCEL_QUEUED, sorted(cancels))
+    tx.send_rows(_CANCEL_STARTED, [(*key, wait) for key, wait in sorted(cancels.items())])
+    items: list[tuple[str, Arrival, str | None]] = [
+        (run_id, ActivityCanceled(seq, attempt=attempt), None) for run_id, seq, attempt in sorted(removed) if cancels[run_id, seq]
+    ]
+    runs.deliver(tx, items)
+
+
+def _continue(tx: Transaction, new: NewRun) -> None:
+    created = runs.insert(tx, [new])
+    assert created, f"the id of {new.started.workflow_id} was freed by this very transaction"
+    runs.furnish(tx, [new])

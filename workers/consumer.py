@@ -1,0 +1,223 @@
+"""Our Celery consumer: lives through a broker that restarts or forgets, and notices when it is deaf; law: liveness is progress (R12).
+
+`worker_consumer="workers.consumer:FleetConsumer"` selects it. It adds to Celery's:
+
+* **Restart.** When Redis or Valkey goes down while messages are unacked, closing the channel asks for the reply of a command whose
+  connection is gone, and Celery's worker exits. We forget that command first; the reconnect then takes its usual course.
+* **Wipe.** FLUSHALL removes the sets in which kombu keeps which queue is bound to which exchange, and publishers then route into the
+  void without an error. `Watchdog` declares the queues that we consume again, every `worker_watchdog_interval` seconds (default 10).
+* **Deafness.** A consumer can lose its ear while its process and its heartbeat live. What proves it is neither a ping nor a connection
+  but *messages that wait while we have room and take none*. `Watchdog`, a thread with a broker connection of its own, looks at each
+  interval; when that has been so for `worker_watchdog_patience` seconds (default 30) it breaks the consumer's connection, and the
+  reconnect, a path that is taken every day, makes a new one. First it asks the hub to raise the error; if that is not enough (the hub
+  is stuck in a call) it shuts the sockets. A paused consumer, a full one and an idle one are not deaf.
+* **Loans.** A running coroutine with `acks_late` does not count against the prefetch count (see `workers.pool`). So that loans and
+  Celery's reduction of that count after a reconnect cannot lead each other astray, we do without the reduction.
+* **Hooks.** Each of `strategy_hooks` is called when strategies and tracers have been built, on every connection.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from celery.utils.log import get_logger
+from celery.utils.threads import _open_broker_sockets  # type: ignore[attr-defined] # the stubs lack it
+from celery.worker import state
+from celery.worker.consumer import Consumer
+from kombu import Connection
+
+from orchestrator.clock import SYSTEM, Clock
+from workers.pool import FleetPool
+
+WATCHDOG_INTERVAL_S = 10.0
+WATCHDOG_PATIENCE_S = 30.0
+WATCHDOG_SOCKET_TIMEOUT_S = 5.0
+
+logger = get_logger(__name__)
+
+
+class DeafConsumer(ConnectionResetError):
+    """Messages wait, and this worker has room for them but receives none; its broker connection is made anew."""
+
+
+class FleetConsumer(Consumer):
+    """See the module."""
+
+    qos: Any  # these three come from Celery's bootsteps, and the stubs lack them
+    task_consumer: Any
+    hub: Any
+    received = 0
+    """Messages since the process began: the proof of hearing."""
+
+    def __init__(self, *args: Any, clock: Clock = SYSTEM, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.watchdog = Watchdog(self, clock)
+        if isinstance(self.pool, FleetPool):
+            self.pool.lend = self._lend
+
+    def start(self) -> None:
+        """Consume until told to stop, watched."""
+        self.watchdog.start()
+        try:
+            super().start()
+        finally:
+            self.watchdog.stop()
+
+    def update_strategies(self) -> None:
+        """Build strategies and tracers; then it is the turn of the pool, and of the hooks."""
+        super().update_strategies()
+        if isinstance(self.pool, FleetPool):
+            self.pool.adopt(self.app.tasks.values())
+        for hook in strategy_hooks:
+            hook(self)
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
+        """Celery's handler of messages, counted."""
+        handle = super().create_task_handler(*args, **options)
+
+        def on_task_received(message: Any) -> Any:
+            self.received += 1
+            return handle(message)
+
+        return on_task_received
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Clean up a lost connection without dying of it."""
+        transport = self.connection.transport if self.connection else None
+        for channel in tuple(getattr(transport, "channels", None) or ()):
+            if hasattr(channel, "_in_poll"):
+                channel._in_poll = None  # noqa: SLF001 - else Channel.close reads a reply from a connection that is gone
+        super().on_connection_error_after_connected(exc)
+        self.initial_prefetch_count = self.max_prefetch_count
+        self._maximum_prefetch_restored = True
+
+    @property
+    def room(self) -> bool:
+        """May the broker hand us another message?"""
+        prefetch = self.qos.value if self.qos else 0
+        held = sum(not request.acknowledged for request in tuple(state.requests.values()))
+        return not prefetch or held < prefetch
+
+    def _lend(self) -> Callable[[], None]:
+        qos = self.qos
+        qos.increment_eventually()
+
+        def give_back() -> None:
+            if qos is self.qos:  # a later connection has its own count, and this message does not count there
+                qos.decrement_eventually()
+
+        return give_back
+
+
+strategy_hooks: list[Callable[[FleetConsumer], None]] = []
+"""Called in order after strategies and tracers were built; wrap `task.__trace__` or `consumer.strategies[name]` there."""
+
+
+@dataclass
+class Silence:
+    """Since when messages have waited in vain, and what was done about it."""
+
+    since: float
+    received: int
+    restarts: int
+    broken: bool = False
+
+
+class Watchdog:
+    """A thread that declares what was forgotten and breaks a connection that has gone deaf."""
+
+    def __init__(self, consumer: FleetConsumer, clock: Clock) -> None:
+        conf = consumer.app.conf
+        self._consumer, self._clock = consumer, clock
+        self._interval_s = float(conf.get("worker_watchdog_interval") or WATCHDOG_INTERVAL_S)
+        self._patience_s = float(conf.get("worker_watchdog_patience") or WATCHDOG_PATIENCE_S)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fleet-watchdog", daemon=True)
+        self._silence: Silence | None = None
+        self._connection: Connection | None = None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer; does not wait for a look that is under way."""
+        self._stopped.set()
+
+    def look(self) -> bool:
+        """Look once: heal bindings, judge hearing, act; True if the connection was broken."""
+        consumer = self._consumer
+        queues = self._consumed()
+        waiting = self._waiting(queues)
+        heard = self._silence is not None and (self._silence.received, self._silence.restarts) != (
+            consumer.received,
+            consumer.restart_count,
+        )
+        if not waiting or heard or not consumer.room:
+            self._silence = None
+            return False
+        now = self._clock.monotonic()
+        if self._silence is None:
+            self._silence = Silence(now, consumer.received, consumer.restart_count)
+        if now - self._silence.since < self._patience_s:
+            return False
+        self._break(self._silence, waiting, now)
+        return True
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_s):
+            try:
+                self.look()
+            except Exception as error:  # noqa: BLE001 - no judgement without a broker: the consumer itself meets the same errors
+                logger.info("The watchdog could not ask the broker: %r", error)
+                self._silence = None
+                self._disconnect()
+        self._disconnect()
+
+    def _consumed(self) -> list[Any]:
+        tasks = self._consumer.task_consumer
+        return list(tasks.queues) if tasks is not None and self._consumer.connection is not None else []
+
+    def _waiting(self, queues: list[Any]) -> int:
+        """Messages that wait in these queues; declares them, which is what asks and what heals in one."""
+        if not queues:
+            return 0
+        if self._connection is None:
+            self._connection = self._consumer.app.connection_for_read(transport_options=self._transport_options())
+        channel = self._connection.default_channel
+        waiting = 0
+        for queue in queues:
+            if queue.no_declare:
+                continue  # its owner does not want it touched
+            bound = queue.bind(channel)
+            bound.declare()
+            waiting += bound.queue_declare().message_count
+        return waiting
+
+    def _transport_options(self) -> dict[str, Any]:
+        options = dict(self._consumer.app.conf.broker_transport_options or {})
+        return {"socket_timeout": WATCHDOG_SOCKET_TIMEOUT_S, "socket_connect_timeout": WATCHDOG_SOCKET_TIMEOUT_S, **options}
+
+    def _break(self, silence: Silence, waiting: int, now: float) -> None:
+        consumer = self._consumer
+        logger.error("%d messages wait, there is room, and none came for %.1f s: this consumer is deaf", waiting, now - silence.since)
+        if consumer.hub is not None and not silence.broken:
+            silence.broken = True
+            consumer.hub.call_soon(self._raise, consumer.restart_count)
+            return
+        connection = consumer.connection
+        for sock in _open_broker_sockets(connection) if connection else ():
+            sock.shutdown(socket.SHUT_RDWR)
+
+    def _raise(self, restarts: int) -> None:
+        if self._consumer.restart_count == restarts:
+            raise DeafConsumer("deaf: messages waited in vain")
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.release()

@@ -1,0 +1,134 @@
+"""Takes the turns of a batch of runs; law: reads and decides, writes nothing, and no run's fault touches its neighbours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from orchestrator.core.definitions import WORKFLOWS
+from orchestrator.core.failures import to_failure
+from orchestrator.core.instance import Instance
+from orchestrator.core.payloads import PayloadConverter
+from orchestrator.core.replay import revive, step
+from orchestrator.errors import OrchestratorError, QueryFailed
+from schemas.history import FLAGS_NOW, Failure, Json, Turn
+from schemas.runs import Question, TurnCommit, TurnFailure
+from workers.batch import Batch, Job
+from workers.effects import Route, TakeOn, plan
+from workers.instances import Held, Instances
+from workers.watchdog import Watchdog
+
+log = logging.getLogger("orchestrator.turns")
+
+TURN_RETRY_FIRST_S = 0.5  # a failed turn is tried again after this, doubled each time
+TURN_RETRY_MAX_S = 30.0
+
+Histories = Mapping[str, Sequence[Turn]]
+
+
+class Decider:
+    """Workflow code, its instances and its watchdog."""
+
+    def __init__(
+        self,
+        instances: Instances,
+        watchdog: Watchdog,
+        *,
+        converter: PayloadConverter,
+        route: Route,
+        fresh_id: Callable[[], str],
+    ) -> None:
+        self.instances = instances
+        self._watchdog = watchdog
+        self._converter = converter
+        self._route = route
+        self._fresh_id = fresh_id
+
+    def missing(self, jobs: Iterable[Job], questions: Iterable[Question]) -> dict[str, int]:
+        """Runs whose history must be read (from the turn after the given one): no instance in memory, or one that is not where the run is."""
+        missing = {}
+        for job in jobs:
+            held = self.instances.get(job.run_id)
+            if held is not None and held.turn != job.turn:
+                self.instances.drop(job.run_id)
+                held = None
+            if job.arrivals and job.turn and (held is None or held.instance is None):
+                missing[job.run_id] = 0
+        for question in questions:
+            held = self.instances.get(question.run_id)
+            if held is None or held.instance is None:
+                missing[question.run_id] = 0
+        return missing
+
+    def decide(self, job: Job, histories: Histories, batch: Batch, *, now: float, take_on: TakeOn) -> None:
+        """Take one turn and put what follows from it into the batch."""
+        if not job.arrivals:
+            batch.released.append((job.run_id, job.epoch))
+            return
+        try:
+            instance = self._instance(job, histories)
+            at = max(now, instance.loop.now)  # time does not go back inside a run
+            with self._watchdog.turn(f"workflow {job.type!r}"):
+                decision = step(instance, job.arrivals, at=at)
+        except Exception as error:  # noqa: BLE001 - author code, or a fault of ours: the run must survive both, and so must its neighbours
+            self._fail(job, error, batch)
+            return
+        for remark in instance.remarks:
+            log.warning("run %s: %s", job.run_id, remark)
+        instance.remarks.clear()
+        commit = TurnCommit(
+            run_id=job.run_id,
+            epoch=job.epoch,
+            turn=job.turn + 1,
+            at=at,
+            flags=FLAGS_NOW,
+            arrivals=tuple(job.arrivals),
+            commands=decision.commands,
+            consumed=tuple(job.consumed),
+            settled=tuple(job.settled),
+            more=job.more,
+        )
+        commit, planned = plan(commit, decision.terminal, instance.run_started, route=self._route, take_on=take_on, fresh_id=self._fresh_id)
+        self.instances.put(job.run_id, Held(job.epoch, job.turn + 1, instance))
+        batch.commits.append(commit)
+        batch.plans[job.run_id] = planned
+
+    def answer(self, question: Question, histories: Histories) -> Question:
+        """The question with its answer, from the instance in memory or from one made for it."""
+        held = self.instances.get(question.run_id)
+        instance = None if held is None else held.instance
+        passing = None
+        try:
+            with self._watchdog.turn(f"query {question.name!r} of workflow {question.type!r}"):
+                if instance is None:
+                    instance = passing = revive(WORKFLOWS[question.type], histories.get(question.run_id, ()), self._converter)
+                return _answered(question, answer=instance.query(question.name, question.args))
+        except QueryFailed as error:
+            return _answered(question, failure=to_failure(error, self._converter))
+        except Exception as error:  # noqa: BLE001 - author code in a replay
+            message = error.message if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
+            return _answered(question, failure=to_failure(QueryFailed(f"the run cannot be replayed: {message}"), self._converter))
+        finally:
+            if passing is not None:
+                passing.close()
+
+    def _instance(self, job: Job, histories: Histories) -> Instance:
+        held = self.instances.get(job.run_id)
+        if held is not None and held.instance is not None:
+            return held.instance
+        with self._watchdog.turn(f"workflow {job.type!r} in its replay"):
+            return revive(WORKFLOWS[job.type], histories.get(job.run_id, ()), self._converter)
+
+    def _fail(self, job: Job, error: Exception, batch: Batch) -> None:
+        self.instances.drop(job.run_id)
+        retry_in_s = min(TURN_RETRY_FIRST_S * 2 ** min(job.turn_failures, 20), TURN_RETRY_MAX_S)
+        log.error("run %s is stuck at turn %s (try %s): %s: %s", job.run_id, job.turn + 1, job.turn_failures + 1, type(error).__name__, error)
+        batch.failures.append(TurnFailure(job.run_id, job.epoch, to_failure(error, self._converter), retry_in_s))
+        # Results at hand must not be lost with the turn: they wait in the inbox for the code to be mended.
+        batch.settlements.extend(job.direct)
+        job.direct = []
+
+
+def _answered(question: Question, *, answer: Json = None, failure: Failure | None = None) -> Question:
+    return replace(question, answer=answer, failure=failure, answered=True)
