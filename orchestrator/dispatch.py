@@ -156,7 +156,7 @@ class CeleryBroker:
 def task_id(activity: PendingActivity) -> str:
     """The Celery task id of an attempt, so that Flower, revoke and logs line up with the history."""
     key = activity.key
-    return f"{key.run_id}-{key.seq}-{key.attempt}"
+    return f"{key.run_id}--{key.seq}-{key.attempt}"
 
 
 def ring_all(broker: Broker, queues: Iterable[str]) -> None:
@@ -191,7 +191,7 @@ def settlement(activity: PendingActivity, failure: Failure, *, now: float, losse
 
 
 def loss(activity: PendingActivity, *, now: float, worker: str) -> Settlement:
-    """Decide about an attempt whose worker died: again at once, over if it may not run twice, set aside if it keeps killing workers."""
+    """Decide about an attempt whose worker died: again at once, over if it may not run twice, poison if it keeps killing."""
     losses = activity.losses + 1
     key = activity.key
     if losses >= LOSSES_MAX:
@@ -245,7 +245,7 @@ def expire_activities(store: Store, broker: Broker, *, batch_max: int) -> int:
     """Time out the attempts whose deadline has passed, at most batch_max of them; return how many."""
     with store.transaction(purpose="activities.expire") as tx:
         late = activities.expired(tx, batch_max=batch_max)
-        queues = activities.settle(tx, [timeout(activity, now=tx.now()) for activity in late]).queues if late else set()
+        queues, _ = activities.settle(tx, [timeout(activity, now=tx.now()) for activity in late])
     ring_all(broker, queues)
     return len(late)
 
@@ -286,7 +286,7 @@ def recover_neighbours(store: Store, broker: Broker, *, host: str, boot_id: str,
 
 
 def recover(store: Store, broker: Broker, worker: WorkerRow, *, batch_max: int) -> int:
-    """Make ready again all that a dead worker had, batch by batch, and forget the worker last; return how many activities and runs.
+    """Make ready again all that a dead worker had, batch by batch, and forget the worker last; return how many activities.
 
     Recovery never executes, and may itself die at any point: the next one begins again with what is left.
     """
@@ -294,15 +294,30 @@ def recover(store: Store, broker: Broker, worker: WorkerRow, *, batch_max: int) 
     recovered = 0
     while True:
         with store.transaction(purpose="workers.recover") as tx:
-            lost = activities.of_worker(tx, identity.worker_id, batch_max=batch_max)
-            queues = set(activities.settle(tx, [loss(activity, now=tx.now(), worker=identity.node) for activity in lost]).queues) if lost else set()
-            released, run_queues = workers.release_runs(tx, identity.worker_id, batch_max=batch_max)
-            queues |= run_queues
-            done = len(lost) < batch_max and released < batch_max
-            if done:
+            lost = workers.running_activities(tx, identity.worker_id, None, batch_max)
+            queues, _ = activities.settle(tx, [loss(activity, now=tx.now(), worker=identity.node) for activity in lost])
+            released = workers.release_runs(tx, identity.worker_id, batch_max)
+            if not (lost or released):
                 workers.remove(tx, identity.worker_id)
-        ring_all(broker, queues)
-        recovered += len(lost) + released
-        if done:
-            log.warning("worker %s (pid %s on %s) is gone; %s of its runs and activities are ready again", identity.node, identity.pid, identity.host, recovered)
+        ring_all(broker, queues | released)
+        recovered += len(lost)
+        if not (lost or released):
+            log.warning("worker %s (pid %s on %s) is gone; %s activities are ready again", identity.node, identity.pid, identity.host, recovered)
             return recovered
+
+
+def hand_back(store: Store, broker: Broker, worker_id: str, *, batch_max: int) -> int:
+    """Give back at a worker's orderly end what it has not finished, at once and without counting it as a loss; return how many activities."""
+    handed = 0
+    while True:
+        with store.transaction(purpose="workers.hand_back") as tx:
+            left = workers.running_activities(tx, worker_id, None, batch_max)
+            stopped = Failure(kind="worker_lost", message="the worker was stopped before the activity ended", next_retry_delay_s=0.0)
+            queues, _ = activities.settle(tx, [settlement(activity, stopped, now=tx.now(), losses=activity.losses) for activity in left])
+            released = workers.release_runs(tx, worker_id, batch_max)
+            if not (left or released):
+                workers.remove(tx, worker_id)
+        ring_all(broker, queues | released)
+        handed += len(left)
+        if not (left or released):
+            return handed

@@ -44,7 +44,7 @@ class FailureError(OrchestratorError):
 class ApplicationError(FailureError):
     """The author's code failed.
 
-    `type` is the stable name that `RetryPolicy.non_retryable_error_types` compares; `details` are payload values for the catcher;
+    `type` is the stable name that `RetryPolicy.non_retryable_error_types` compares, by default the name of the class; `details` are payload values for the catcher;
     `next_retry_delay_s` overrides the backoff of the retry policy once.
     """
 
@@ -59,7 +59,7 @@ class ApplicationError(FailureError):
     ) -> None:
         super().__init__(message, cause=cause)
         self.details = details
-        self.type = type or "ApplicationError"
+        self.type = type or self.__class__.__name__
         self.non_retryable = non_retryable
         self.next_retry_delay_s = next_retry_delay_s
 
@@ -152,6 +152,10 @@ class Divergence(OrchestratorError):
         self.position = position
         self.expected = expected
         self.found = found
+
+
+class HistoryTooNew(OrchestratorError):
+    """The history was written by a newer version of the engine, whose behaviour this one does not know. Update this worker."""
 
 
 class TurnTooLong(OrchestratorError):

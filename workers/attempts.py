@@ -100,9 +100,9 @@ class Attempt:
 
     __slots__ = ("_runner", "cancelled", "definition", "info", "pending", "task")
 
-    def __init__(self, pending: PendingActivity, definition: ActivityDefinition, runner: AttemptRunner) -> None:
+    def __init__(self, pending: PendingActivity, definition: ActivityDefinition | None, runner: AttemptRunner) -> None:
         self.pending = pending
-        self.definition = definition
+        self.definition = definition  # None: a Celery task
         self.cancelled = False
         self.task: asyncio.Task[None] | None = None
         self._runner = runner
@@ -127,12 +127,17 @@ class Attempt:
     def heartbeat(self, details: tuple[Any, ...]) -> None:
         """Note a sign of life."""
         self._runner.note(self.pending.key, details)
-        if self.cancelled and not self.definition.is_async:
+        if self.cancelled and not self.is_async:
             raise CancelledError("the activity was told to stop")
 
     def is_cancelled(self) -> bool:
         """Whether this attempt has been told to stop."""
         return self.cancelled
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it runs as a coroutine."""
+        return self.definition is not None and self.definition.is_async
 
 
 class SharedJob:
@@ -183,8 +188,8 @@ class AttemptRunner:
     def budget(self) -> Budget:
         """What can be taken on now."""
         attempts = list(self._attempts.values())
-        plain = [attempt for attempt in attempts if not attempt.definition.is_async]
-        load_s = sum(self._paces.get(attempt.definition.name, FIRST_GUESS_S) for attempt in plain)
+        plain = [attempt for attempt in attempts if attempt.definition is not None and not attempt.is_async]
+        load_s = sum(self._paces.get(attempt.pending.scheduled.type, FIRST_GUESS_S) for attempt in plain)
         return Budget(
             self._paces,
             seconds=self._eager_s * self._threads.limit - load_s,
@@ -200,10 +205,10 @@ class AttemptRunner:
         for pending in batch:
             attempt = Attempt(pending, ACTIVITIES[pending.scheduled.type], self)
             self._attempts[pending.key] = attempt
-            if attempt.definition.is_async:
+            if attempt.is_async:
                 coroutines.append(attempt)
                 continue
-            pace = self._paces.get(attempt.definition.name, FIRST_GUESS_S)
+            pace = self._paces.get(pending.scheduled.type, FIRST_GUESS_S)
             if pace > SHORT_S:
                 self._threads.submit(SharedJob(self, [attempt]))
                 continue
@@ -223,7 +228,7 @@ class AttemptRunner:
         if attempt is None or attempt.cancelled:
             return
         attempt.cancelled = True
-        if attempt.definition.is_async:
+        if attempt.is_async:
             self._loop.call_soon(_cancel, attempt)
 
     def beats(self) -> list[Beat]:
@@ -244,6 +249,17 @@ class AttemptRunner:
             return None
         return min(timeouts, default=float("inf")) / BEATS_PER_TIMEOUT
 
+    # --- for Celery tasks that run as activities ---------------------------------------------------------------------------
+
+    def adopt(self, pending: PendingActivity) -> Attempt:
+        """Know an attempt that somebody else runs, for its signs of life and its cancellation."""
+        attempt = self._attempts[pending.key] = Attempt(pending, None, self)
+        return attempt
+
+    def release(self, key: ActivityKey) -> None:
+        """Forget it."""
+        self._attempts.pop(key, None)
+
     # --- for attempts ----------------------------------------------------------------------------------------------------
 
     def note(self, key: ActivityKey, details: tuple[Any, ...]) -> None:
@@ -255,7 +271,7 @@ class AttemptRunner:
         begun = self._clock.monotonic()
         token = activity.CURRENT.set(attempt)
         try:
-            result = attempt.definition.fn(*self._values(attempt))
+            result = self._definition(attempt).fn(*self._values(attempt))
             outcome = Outcome(attempt.pending, result=self._encoded(attempt, result))
         except Interruption:
             raise
@@ -270,7 +286,7 @@ class AttemptRunner:
         if self._attempts.pop(attempt.pending.key, None) is None:
             return  # reported already
         if seconds is not None:
-            name = attempt.definition.name
+            name = attempt.pending.scheduled.type
             pace = self._paces.get(name, seconds)
             self._paces[name] = pace + PACE_WEIGHT * (seconds - pace)
         self._report(outcome)
@@ -287,18 +303,22 @@ class AttemptRunner:
     async def _run_coroutine(self, attempt: Attempt) -> None:
         try:
             async with self._loop.gate:
-                result = await attempt.definition.fn(*self._values(attempt))
+                result = await self._definition(attempt).fn(*self._values(attempt))
             outcome = Outcome(attempt.pending, result=self._encoded(attempt, result))
         except BaseException as error:  # noqa: BLE001 - author code, SystemExit included: it fails the attempt, not the worker
             outcome = Outcome(attempt.pending, failure=self._failure(error))
         self.finish(attempt, outcome, None)
 
+    def _definition(self, attempt: Attempt) -> ActivityDefinition:
+        assert attempt.definition is not None, "Celery traces its own tasks"
+        return attempt.definition
+
     def _values(self, attempt: Attempt) -> list[Any]:
-        what = f"activity {attempt.definition.name!r}"
-        return self._converter.decode_args(attempt.pending.scheduled.args, attempt.definition.signature, what=what)
+        scheduled = attempt.pending.scheduled
+        return self._converter.decode_args(scheduled.args, self._definition(attempt).signature, what=f"activity {scheduled.type!r}")
 
     def _encoded(self, attempt: Attempt, result: object) -> Json:
-        return self._converter.encode(result, what=f"the result of activity {attempt.definition.name!r}")
+        return self._converter.encode(result, what=f"the result of activity {attempt.pending.scheduled.type!r}")
 
     def _failure(self, error: BaseException) -> Failure:
         failure = to_failure(error, self._converter)

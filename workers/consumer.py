@@ -53,7 +53,7 @@ class FleetConsumer(Consumer):
     received = 0
     """Messages since the process began: the proof of hearing."""
 
-    def __init__(self, *args: Any, clock: Clock = SYSTEM, **options: Any) -> None:
+    def __init__(self, *args: Any, clock: Clock = SYSTEM, **options: Any) -> None:  # noqa: ANN401 - Celery's own
         super().__init__(*args, **options)
         self.watchdog = Watchdog(self, clock)
         if isinstance(self.pool, FleetPool):
@@ -75,11 +75,11 @@ class FleetConsumer(Consumer):
         for hook in strategy_hooks:
             hook(self)
 
-    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - Celery's own
         """Celery's handler of messages, counted."""
         handle = super().create_task_handler(*args, **options)
 
-        def on_task_received(message: Any) -> Any:
+        def on_task_received(message: object) -> object:
             self.received += 1
             return handle(message)
 

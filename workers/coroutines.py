@@ -204,8 +204,10 @@ class Outcome:
         return self._value
 
 
-class Concluding(Proxy[Task[Any, Any]]):
+class Concluding(Proxy):  # type: ignore[type-arg] # generic in the stubs only
     """A task as the second half sees it: it has been started, and its body repeats the outcome."""
+
+    run: Callable[..., object]
 
     def __init__(self, task: Task[Any, Any], repeat: Callable[..., Any]) -> None:
         super().__init__(lambda: task)

@@ -190,9 +190,7 @@ class ThreadJob(TaskJob):
         self.answer(self._result, self._error)
 
     def forget(self) -> None:
-        """Leave the queue."""
-        if self._dequeue():
-            self._pool.settled(self)
+        """Nothing: the pool empties the queue of the threads in one go."""
 
     def terminate(self, signal: int | None = None) -> None:
         """Interrupt the thread, or leave the queue."""
@@ -371,4 +369,7 @@ def as_celery_error(error: BaseException | None) -> BaseException:
 
 def error_info(error: BaseException) -> ExceptionInfo:
     """The record of an exception as Celery's callbacks want it."""
-    return ExceptionInfo((type(error), error, error.__traceback__))
+    try:
+        raise error  # billiard describes only what was raised
+    except BaseException:  # noqa: BLE001 - this very error
+        return ExceptionInfo()

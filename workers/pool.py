@@ -62,11 +62,12 @@ class FleetPool(BasePool):
     lend: Callable[[], Callable[[], None]] | None = None
     """Set by the consumer: take one message out of the prefetch count, until the returned function is called."""
 
-    def __init__(self, limit: int = 1, *, clock: Clock = SYSTEM, **options: Any) -> None:
+    def __init__(self, limit: int = 1, *, clock: Clock = SYSTEM, **options: Any) -> None:  # noqa: ANN401 - Celery's own
         super().__init__(limit, **options)
         self.limit: int = limit
         self.clock = clock
         self.closing = False
+        self._running = False
         self._serials = count(1)
         self._jobs: dict[int, TaskJob] = {}
         self._awaited: dict[str, Awaited | None] = {}
@@ -126,9 +127,10 @@ class FleetPool(BasePool):
         self.loop = CoroutineLoop(int(self.app.conf.get("worker_async_concurrency") or ASYNC_CONCURRENCY), name="fleet-loop")
         self.concluders = ThreadPoolExecutor(CONCLUDERS, thread_name_prefix="fleet-conclude")
         self.loop.start()
+        self._running = True
         FleetPool.present = self
 
-    def register_with_event_loop(self, loop: Any) -> None:
+    def register_with_event_loop(self, loop: Any) -> None:  # noqa: ANN401 - a hub of kombu, which has no types
         """Deliver through this hub; called again for every connection."""
         self._hub = loop
         loop.call_soon(self._bell)
@@ -138,7 +140,7 @@ class FleetPool(BasePool):
         target: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        **options: Any,
+        **options: Any,  # noqa: ANN401 - Celery's own
     ) -> TaskJob:
         """Take a task; never waits, because what is too much is limited by the prefetch count."""
         task = self.app.tasks.get(args[0]) if len(args) == 6 and isinstance(args[0], str) else None  # as Request sends them
@@ -168,13 +170,15 @@ class FleetPool(BasePool):
 
     def flush(self) -> None:
         """Forget tasks that were not yet accepted: the connection they came from is gone, and the broker will deliver them again."""
-        self.threads.drop_queued(lambda job: isinstance(job, ThreadJob))
-        for job in tuple(self._jobs.values()):
-            job.forget()
+        for job in self.threads.drop_queued(lambda job: isinstance(job, ThreadJob)):
+            assert isinstance(job, ThreadJob), "only such were asked for"
+            self.settled(job)
+        for waiting in tuple(self._jobs.values()):
+            waiting.forget()
 
     def on_stop(self) -> None:
         """Wait for what runs, at most `worker_drain_timeout` seconds (default 600); what was not accepted goes back to the broker."""
-        if FleetPool.present is not self:
+        if not self._running:
             return
         self.flush()
         for job in self.threads.drop_queued():
@@ -190,6 +194,9 @@ class FleetPool(BasePool):
 
     def on_terminate(self) -> None:
         """End at once: interrupt whatever runs, and tell Celery nothing about it, so that unacked messages return to the broker."""
+        if not self._running:
+            return
+        self._running = False
         if FleetPool.present is self:
             FleetPool.present = None
         self.closing = True

@@ -32,9 +32,10 @@ from workers.effects import Plan
 
 log = logging.getLogger("orchestrator.turns")
 
+COMPARED_MAX = 100_000  # running attempts that are compared after an outage; more than any worker takes on
 DATABASE_RETRY_S = 0.25  # pause before the next try while the database is away
 
-Note = Outcome | None  # a finished attempt; None: look for work
+Note = Outcome | Resolved | TryAgain | None  # an attempt of ours has ended, one of a Celery task has; None: look for work
 
 
 class Engine:
@@ -84,6 +85,10 @@ class Engine:
         """There may be ready work."""
         self._notes.put(None)
 
+    def settle(self, settlement: Settlement) -> None:
+        """An attempt that somebody else ran has ended."""
+        self._notes.put(settlement)
+
     @property
     def running(self) -> int:
         """Attempts that run here now."""
@@ -105,7 +110,7 @@ class Engine:
             written = self._write(batch, claim=self._wanted or "claim" in due)
         except DatabaseUnavailable as error:
             log.warning("the database cannot be reached, trying again: %s", error.message)
-            self._start_over(batch)
+            self.start_over(batch)
             self._clock.sleep(DATABASE_RETRY_S)
             return False
         self._act(batch, written)
@@ -154,8 +159,10 @@ class Engine:
     def _note(self, note: Note, outcomes: list[Outcome]) -> None:
         if note is None:
             self._wanted = True
-        else:
+        elif isinstance(note, Outcome):
             outcomes.append(note)
+        else:
+            self._left.append(note)
 
     # --- before the transaction ------------------------------------------------------------------------------------------
 
@@ -222,7 +229,8 @@ class Engine:
             if batch.commits:
                 written.lost = turns.commit(tx, batch.commits, worker=self.worker_id, build=self.settings.build).lost
             if batch.settlements:
-                written.rings |= activities.settle(tx, batch.settlements).queues
+                queues, _ = activities.settle(tx, batch.settlements)
+                written.rings |= queues
             if batch.failures:
                 turns.fail_turns(tx, batch.failures)
             if batch.released:
@@ -328,11 +336,12 @@ class Engine:
 
     # --- when something went wrong -----------------------------------------------------------------------------------------
 
-    def _start_over(self, batch: Batch) -> None:
+    def start_over(self, batch: Batch | None = None) -> None:
         """A transaction failed, and it may even have been committed: trust only the store."""
         self._doubtful = True
         self._wanted = True
-        self._left = [*batch.give_back(), *self._left]
+        if batch is not None:
+            self._left = [*batch.give_back(), *self._left]
         self._claimed, self._questions = [], []
         self._decider.instances.clear()
 
@@ -340,10 +349,10 @@ class Engine:
         """Own what the store says we own: claims that never reached us are given back, attempts that never began begin."""
         settled = {settlement.key for settlement in self._left}
         with self.store.transaction(purpose="turns.compare") as tx:
-            released, _ = workers.release_runs(tx, self.worker_id, batch_max=self.settings.due_batch_max)
-            mine = activities.of_worker(tx, self.worker_id, batch_max=self.settings.due_batch_max)
-        self._begin([pending for pending in mine if pending.key not in self._running and pending.key not in settled and not pending.scheduled.task])
-        self._doubtful = released >= self.settings.due_batch_max
+            released = workers.release_runs(tx, self.worker_id, self.settings.due_batch_max)
+            mine = workers.running_activities(tx, self.worker_id, None, COMPARED_MAX)
+        self._begin([pending for pending in mine if not (pending.scheduled.task or pending.key in self._running or pending.key in settled)])
+        self._doubtful = bool(released)
         self._wanted = True
 
 

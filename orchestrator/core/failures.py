@@ -17,7 +17,7 @@ MESSAGE_CHARACTERS_MAX = 4_000
 
 def to_failure(error: BaseException, converter: PayloadConverter, *, depth: int = 0) -> Failure:
     """The record of an exception, its traceback and its chain of causes."""
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    cause = _cause(error)
     common: dict[str, Any] = {
         "message": _message(error)[:MESSAGE_CHARACTERS_MAX],
         "stack": _stack(error),
@@ -64,9 +64,11 @@ def to_exception(failure: Failure, converter: PayloadConverter) -> errors.Failur
 
 
 def is_cancellation(error: BaseException | None) -> bool:
-    """Whether an exception is a cancellation, or an activity's failure because of one."""
+    """Whether an exception is a cancellation, an activity's failure because of one, or a group (of a TaskGroup) of nothing else."""
     if isinstance(error, asyncio.CancelledError | errors.CancelledError):
         return True
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_cancellation(part) for part in error.exceptions)
     return isinstance(error, errors.ActivityError) and is_cancellation(error.cause)
 
 
@@ -97,10 +99,23 @@ def _exception(failure: Failure, details: tuple[Any, ...]) -> errors.FailureErro
             )
 
 
+def _cause(error: BaseException) -> BaseException | None:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is None and isinstance(error, BaseExceptionGroup):
+        return error.exceptions[0]  # the others are named in the message
+    return cause
+
+
 def _message(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - author code; a failure must be recorded even if it cannot describe itself
+        return f"{type(error).__name__} (its text cannot be shown: {type(broken).__name__})"
+    if isinstance(error, BaseExceptionGroup):
+        return f"{text}: " + "; ".join(f"{type(part).__name__}: {_message(part)}" for part in error.exceptions)
     if isinstance(error, asyncio.CancelledError):
-        return str(error) or "cancelled"
-    return str(error) or type(error).__name__
+        return text or "cancelled"
+    return text or type(error).__name__
 
 
 def _stack(error: BaseException) -> str:

@@ -33,6 +33,14 @@ class Owner(Protocol):
         """Raise unless author code may change the run right now."""
         ...
 
+    def refuse_callback(self) -> None:
+        """Something woke waiting code up while nothing may move."""
+        ...
+
+    def complain(self, message: str) -> None:
+        """Keep a remark for the log."""
+        ...
+
 
 class WorkflowLoop(asyncio.AbstractEventLoop):
     """One run's event loop. `owner` is the run's instance; `workflow.*` finds it through the running loop."""
@@ -42,7 +50,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self.now = 0.0
         self.tasks: set[asyncio.Task[Any]] = set()  # asyncio itself holds tasks weakly
         self.unhandled: BaseException | None = None
+        self.accepting = True  # False while a query looks at the run, and once the run has left memory
         self._ready: deque[asyncio.Handle] = deque()
+        self._tasks_named = 0
+        self._outer: asyncio.AbstractEventLoop | None = None
 
     # --- running ---------------------------------------------------------------------------------------------------------
 
@@ -51,12 +62,21 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         ready = self._ready
         while ready:
             handle = ready.popleft()
-            if not handle.cancelled():
-                handle._run()  # noqa: SLF001 - the one way to run a handle; stable since Python 3.4
+            if not handle._cancelled:  # type: ignore[attr-defined] # noqa: SLF001 - `cancelled()`, without the call
+                try:
+                    handle._run()  # noqa: SLF001 - the one way to run a handle; stable since Python 3.4
+                except SystemExit:
+                    # Its task keeps it for whoever awaits that task; the process is not the workflow's to end.
+                    self.owner.complain("SystemExit inside a workflow ends its task, not the process")
+
+    def abandon(self) -> None:
+        """Forget what is queued: the run leaves memory."""
+        self._ready.clear()
+        self.tasks.clear()
 
     def __enter__(self) -> None:
         """Become the running loop of this thread."""
-        self._outer = events._get_running_loop()  # noqa: SLF001 - asyncio's documented hook for loop implementers
+        self._outer = events._get_running_loop()  # noqa: SLF001 - asyncio's documented hook for those who implement loops
         events._set_running_loop(self)  # noqa: SLF001 - as above
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +88,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:  # noqa: ANN401 - asyncio's signature
         """Run `callback` in this drain, after all that is queued already."""
         handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
+        if self.accepting:
+            self._ready.append(handle)
+        else:
+            self.owner.refuse_callback()
         return handle
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # noqa: ANN401 - asyncio's signature
@@ -103,7 +126,14 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         **_: object,  # eager_start (Python 3.14): a task of ours always starts through the queue
     ) -> asyncio.Task[T]:
         """A task of this run."""
-        self.owner.check_writable("create_task")
+        try:
+            self.owner.check_writable("create_task")
+        except BaseException:
+            coro.close()  # else Python complains that nobody awaited it
+            raise
+        if name is None:  # asyncio's default counts through the whole process, so a replay would see another one
+            self._tasks_named += 1
+            name = f"Task-{self._tasks_named}"
         return self.adopt(asyncio.Task(coro, loop=self, name=name, context=context))
 
     def adopt(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
@@ -137,10 +167,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """An exception that nobody awaited: kept for the turn to judge; asyncio's own remarks are dropped."""
+        """An exception of a bare callback fails the turn; one of a task that nobody awaits is worth a remark, as in any asyncio program."""
         error = context.get("exception")
-        if error is not None and "never retrieved" not in context.get("message", ""):
-            self.unhandled = self.unhandled or error
+        if error is None:
+            return
+        if "never retrieved" in context.get("message", ""):
+            self.owner.complain(f"nobody awaited a task that failed with {type(error).__name__}: {error}")
+            return
+        self.unhandled = self.unhandled or error
+        self._ready.clear()  # the turn is lost, so nothing more needs to run
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         """As `call_exception_handler`."""

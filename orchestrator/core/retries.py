@@ -48,7 +48,7 @@ def judge(
         return Verdict(RetryState.TIMEOUT)
     if policy.maximum_attempts and attempt >= policy.maximum_attempts:
         return Verdict(RetryState.MAXIMUM_ATTEMPTS_REACHED)
-    delay_s = backoff_s(policy, attempt) if failure.next_retry_delay_s is None else failure.next_retry_delay_s
+    delay_s = backoff_s(policy, attempt) if failure.next_retry_delay_s is None else max(failure.next_retry_delay_s, 0.0)
     if give_up_at is not None and now + delay_s >= give_up_at:
         return Verdict(RetryState.TIMEOUT)
     return Verdict(RetryState.IN_PROGRESS, delay_s)
@@ -56,5 +56,8 @@ def judge(
 
 def backoff_s(policy: RetryPolicy, attempt: int) -> float:
     """Seconds to wait after the failure of attempt `attempt`."""
-    # The exponent is capped: 2.0 ** 2000 overflows, and the maximum has been reached long before.
-    return min(policy.initial_interval_s * policy.backoff_coefficient ** min(attempt - 1, 200), policy.maximum_interval_s)
+    try:
+        growth = policy.backoff_coefficient ** (attempt - 1)
+    except OverflowError:  # beyond 1e308; the maximum has been reached long before
+        return policy.maximum_interval_s
+    return min(policy.initial_interval_s * growth, policy.maximum_interval_s)

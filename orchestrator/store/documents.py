@@ -32,8 +32,9 @@ def load(text: str | None) -> Json:
 
 def arrival(text: str) -> Arrival:
     """The arrival of an inbox row."""
-    event: Any = EVENT.validate_json(text)  # an inbox row was written from an Arrival
-    return event  # type: ignore[no-any-return]
+    event: Any = EVENT.validate_json(text)
+    assert isinstance(event, ARRIVALS), "an inbox row was written from an Arrival"
+    return event
 
 
 def failure(text: str | None) -> Failure | None:

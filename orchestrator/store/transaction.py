@@ -65,6 +65,10 @@ class Transaction(ABC):
         """Run one statement over a row source and return its rows, in no particular order."""
         return self.send_rows(sentence, rows, **params).rows()
 
+    def now(self) -> float:
+        """The database's clock, seconds since the epoch."""
+        return float(self.run("SELECT {now}")[0][0])
+
     @abstractmethod
     def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
         """Run one statement without waiting for its answer."""

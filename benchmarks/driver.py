@@ -1,0 +1,118 @@
+"""A peer in a process of its own, called over a pipe; law: what one peer leaves in memory must not slow the next, and none outlives the run."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+import psutil
+
+from benchmarks.effects import FOLDER_VARIABLE
+from benchmarks.peers import PEERS, Bulk, Env, Peer, Record
+from benchmarks.processes import PeerFailed
+
+CALL_MAX_S = 900.0
+GOODBYE_MAX_S = 30.0
+
+
+class Driver:
+    """The peer by its name: every method is the one of `Peer`, run over there."""
+
+    def __init__(self, name: str, env: Env) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._line, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(name, env, theirs), name=f"benchmark-{name}")
+        self._process.start()
+        theirs.close()
+        self.in_process: frozenset[str] = self._call("in_process")
+
+    @property
+    def pid(self) -> int:
+        """The root of all processes of this peer."""
+        assert self._process.pid is not None, "it was started"
+        return self._process.pid
+
+    def start_workers(self, count: int) -> None:
+        """See `Peer`."""
+        self._call("start_workers", count)
+
+    def run_sequential(self, count: int, steps: int) -> list[float]:
+        """See `Peer`."""
+        return cast("list[float]", self._call("run_sequential", count, steps))
+
+    def run_bulk(self, count: int, steps: int) -> Bulk:
+        """See `Peer`."""
+        return cast("Bulk", self._call("run_bulk", count, steps))
+
+    def run_parallel(self, steps: int) -> float:
+        """See `Peer`."""
+        return cast("float", self._call("run_parallel", steps))
+
+    def record(self) -> Record | None:
+        """See `Peer`."""
+        return cast("Record | None", self._call("record"))
+
+    def versions(self) -> dict[str, str]:
+        """See `Peer`."""
+        return cast("dict[str, str]", self._call("versions"))
+
+    def close(self) -> None:
+        """Let it tear down; whatever stays of it is killed."""
+        family = _family(self._process.pid)
+        self._line.close()
+        self._process.join(GOODBYE_MAX_S)
+        for process in family:
+            if process.is_running():
+                process.kill()
+        self._process.join()
+
+    def _call(self, verb: str, *args: Any) -> Any:  # noqa: ANN401 - what `Peer` says
+        try:
+            self._line.send((verb, args))
+            if not self._line.poll(CALL_MAX_S):
+                raise PeerFailed(f"{self.name} did not answer to {verb}{args} within {CALL_MAX_S:.0f} s.")
+            error, value = self._line.recv()
+        except (EOFError, BrokenPipeError):
+            self._process.join(GOODBYE_MAX_S)
+            raise PeerFailed(f"the process of {self.name} ended with status {self._process.exitcode}; what it said is above.") from None
+        if error:
+            raise PeerFailed(f"{self.name} failed in {verb}{args}:\n{error}")
+        return value
+
+
+def _family(pid: int | None) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _serve(name: str, env: Env, line: Connection) -> None:
+    """Answer calls until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who called us: it closes the line
+    os.environ[FOLDER_VARIABLE] = str(env.effects)
+    module, _, attribute = PEERS[name].partition(":")
+    peer: Peer | None = None
+    try:
+        while True:
+            verb, args = line.recv()
+            try:
+                if peer is None:
+                    peer = cast("Peer", getattr(importlib.import_module(module), attribute)())
+                    peer.setup(env)
+                found = getattr(peer, verb)
+                line.send(("", found(*args) if callable(found) else found))
+            except Exception:  # noqa: BLE001 - told in full to the other end, which decides
+                line.send((traceback.format_exc(), None))
+    except (EOFError, BrokenPipeError):
+        pass  # the run is over
+    finally:
+        if peer is not None:
+            peer.teardown()

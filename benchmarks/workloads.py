@@ -1,0 +1,83 @@
+"""What a workload is and how one measurement is taken; law: a figure counts only if effects and records agree that all work was done."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks import effects
+from benchmarks.arena import Seat
+from benchmarks.driver import Driver
+from benchmarks.processes import PeerFailed
+
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of a workload: workflows, and steps in each."""
+
+    workflows: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figure of the workload, and how its parts spread if it has parts; in the workload's unit."""
+
+    value: float
+    p99: float | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One question to all peers."""
+
+    name: str
+    title: str
+    unit: str
+    more_is_better: bool
+    full: Size
+    quick: Size
+    run: Callable[[Driver, Size], Measured]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One peer, one workload, one round."""
+
+    peer: str
+    workload: str
+    round: int
+    value: float
+    p99: float | None
+    cpu_ms_per_step: float
+    steps: int
+    executed: int  # more than `steps` means that some ran twice
+
+
+def measure(seat: Seat, workload: Workload, size: Size, *, number: int) -> Sample:
+    """Run the workload once, with as many workers as the peer wants for it. Raises PeerFailed if work is missing."""
+    driver = seat.driver
+    driver.start_workers(0 if workload.name in driver.in_process else WORKERS)
+    driver.run_sequential(1, 1)  # modules are loaded and connections open, as in any process that has been up for a second
+    steps = size.workflows * size.steps
+    marks, record, cpu_s = effects.count(seat.env.effects), driver.record(), seat.cpu_s()
+    measured = workload.run(driver, size)
+    cpu_s = seat.cpu_s() - cpu_s
+    executed = effects.count(seat.env.effects) - marks
+    if executed < steps:
+        raise PeerFailed(f"{driver.name} executed {executed} of {steps} steps of {workload.name}.")
+    after = driver.record()
+    if record is not None and after is not None:
+        done = (after.workflows - record.workflows, after.steps - record.steps)
+        if done != (size.workflows, steps):
+            raise PeerFailed(f"{driver.name} recorded {done} workflows and steps of {workload.name}, expected {(size.workflows, steps)}.")
+    return Sample(driver.name, workload.name, number, measured.value, measured.p99, cpu_s / steps * 1000, steps, executed)
+
+
+def milliseconds(latencies_s: Sequence[float]) -> Measured:
+    """Median and 99th percentile."""
+    ordered = sorted(latencies_s)
+    return Measured(statistics.median(ordered) * 1000, ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] * 1000)

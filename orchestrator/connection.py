@@ -1,0 +1,155 @@
+"""What a client and its handles share: the store, the doorbell and the waiter, opened at first use; law: commit first, then ring.
+
+An outage of the database shorter than RETRY_MAX_S is not told to the caller: everything written here may be written twice. An outage of
+the broker is never told: what is committed will be found.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from orchestrator.clock import SYSTEM, Clock
+from orchestrator.core.payloads import PayloadConverter
+from orchestrator.dispatch import Broker, CeleryBroker, celery_for, ring_all
+from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
+from orchestrator.store import Store, Transaction, control, runs, sessions
+from orchestrator.waiting import Awaited, Waiter
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+T = TypeVar("T")
+
+RETRY_MAX_S = 5.0  # how long a lost database is tried again before the caller hears of it
+RETRY_PAUSE_MAX_S = 0.5
+
+
+class Connection:
+    """Store, doorbell and waiter of one client; safe after fork. What was given is not closed, what was opened here is."""
+
+    def __init__(
+        self, settings: Settings, converter: PayloadConverter, *, store: Store | None = None, bell: Broker | None = None, clock: Clock = SYSTEM
+    ) -> None:
+        self.settings = settings
+        self.converter = converter
+        self.clock = clock
+        self.waiter = Waiter(self._look, clock)
+        self._given_store = store
+        self._store = store
+        self._bell = bell
+        self._closers: list[Callable[[], None]] = []
+        self._migrated = False
+        self._reset()
+
+    def read(self, ask: Callable[[Transaction], T]) -> T:
+        """What `ask` finds in a transaction that sees one moment."""
+        return self._persistently(partial(self._in_transaction, ask, readonly=True, purpose="client.read"))
+
+    def write(self, act: Callable[[Transaction], T], *, purpose: str) -> T:
+        """Commit what `act` writes; it may run several times, also after it was committed."""
+        return self._persistently(partial(self._in_transaction, act, readonly=False, purpose=purpose))
+
+    def write_with(self, session: Session, act: Callable[[Transaction], tuple[T, Iterable[str]]]) -> T:
+        """Write in the transaction of a caller's session, and ring for the queues that `act` names once that has committed."""
+        value, queues = act(sessions.joined(self.store(), session))
+        for queue in queues:
+            sessions.after_commit(session, ("ring", queue), partial(self.ring, [queue]))
+        return value
+
+    def ring(self, queues: Iterable[str]) -> None:
+        """Say that these queues have ready work; never raises because the broker is away."""
+        ring_all(self._broker(), queues)
+
+    def look(self, run_id: str) -> Any:  # noqa: ANN401 - as `runs.outcome`
+        """The outcome of a run if it is closed already; no second try."""
+        return self._in_transaction(lambda tx: runs.outcome(tx, [run_id]).get(run_id), readonly=True, purpose="client.read")
+
+    def store(self) -> Store:
+        """The store, its schema checked once."""
+        with self._here():
+            if self._store is None:
+                self._store = Store.open(self.settings.database_url, clock=self.clock)
+                self._closers.append(self._store.dispose)
+            if not self._migrated:
+                self._check(self._store)
+                self._migrated = True
+            return self._store
+
+    def close(self) -> None:
+        """Stop waiting, send what is to be rung, close what was opened here; the next use opens it again."""
+        self.waiter.close()
+        with self._here():
+            closers, self._closers = self._closers, []
+            for closer in reversed(closers):
+                closer()
+            if closers:
+                self._store = self._given_store
+
+    def _broker(self) -> Broker:
+        if self._bell is None:
+            with self._here():
+                if self._bell is None:
+                    app = celery_for(self.settings)
+                    bell = CeleryBroker(app, window_s=self.settings.ring_window_s, clock=self.clock)
+                    self._closers += [app.close, bell.flush]
+                    self._bell = bell
+        return self._bell
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+
+    def _here(self) -> threading.RLock:
+        if self._pid != os.getpid():
+            self._reset()  # a child of fork: a thread that held the lock did not come along
+        return self._lock
+
+    def _in_transaction(self, act: Callable[[Transaction], T], *, readonly: bool, purpose: str) -> T:
+        with self.store().transaction(readonly=readonly, purpose=purpose) as tx:
+            return act(tx)
+
+    def _persistently(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except DatabaseUnavailable:
+            again = Retrying(
+                retry=retry_if_exception_type(DatabaseUnavailable),
+                stop=stop_after_delay(RETRY_MAX_S),
+                wait=wait_random_exponential(multiplier=0.02, max=RETRY_PAUSE_MAX_S),
+                sleep=self.clock.sleep,
+                reraise=True,
+            )
+            return again(act)
+
+    def _check(self, store: Store) -> None:
+        file = self.settings.home.absolute() / "orchestrator.db"
+        ours = self._given_store is None and self.settings.database_url == f"sqlite:///{file}"
+        if ours:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DatabaseUnavailable(f"the folder {file.parent} cannot be made: {error}. Set ORCHESTRATOR_HOME to one that can.") from error
+        try:
+            store.check_migrated()
+        except DatabaseNotMigrated:
+            if not ours:
+                raise
+            store.upgrade()  # the file of this folder is nobody else's: a newcomer has nothing to do
+
+    def _look(self, awaited: Sequence[Awaited]) -> Mapping[Awaited, Any]:
+        run_ids = [key for kind, key in awaited if kind == "run"]
+        questions = [key for kind, key in awaited if kind == "question"]
+        found: dict[Awaited, Any] = {}
+        with self.store().transaction(readonly=True) as tx:
+            if run_ids:
+                found.update((("run", run_id), outcome) for run_id, outcome in runs.outcome(tx, run_ids).items())
+            if questions:
+                found.update((("question", question.id), question) for question in control.answered(tx, questions))
+        return found

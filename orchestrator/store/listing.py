@@ -1,0 +1,99 @@
+"""Looking at many runs; law: pages go by key, newest first, so that a page costs the same wherever it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.errors import InvalidFilter
+from orchestrator.store import documents
+from orchestrator.store.documents import ACTIVITY_COLUMNS, RUN_COLUMNS
+from orchestrator.store.transaction import Transaction
+from schemas.history import TimerStarted
+from schemas.runs import PendingActivity, RunDescription, RunFilter, RunPage
+
+PAGE_MAX = 1000  # runs
+
+_ACTIVITIES = f"SELECT {ACTIVITY_COLUMNS} FROM activities WHERE run_id = :run_id ORDER BY seq"  # noqa: S608 - columns of our own
+_TIMERS = "SELECT seq, fire_at FROM timers WHERE run_id = :run_id AND kind = 'timer' ORDER BY fire_at, seq"
+_DELETE = "DELETE FROM runs WHERE run_id = :run_id AND status <> 'running' RETURNING run_id"
+
+
+def list_runs(tx: Transaction, wanted: RunFilter) -> RunPage:
+    """A page of the runs that a filter lets through; raises InvalidFilter if it makes no sense."""
+    if wanted.limit < 1:
+        raise InvalidFilter(f"the limit of a page must be at least 1, not {wanted.limit}")
+    where, params = _conditions(wanted)
+    if wanted.page_after is not None:
+        where.append("(r.started_at, r.run_id) < (:page_at, :page_run)")
+        params["page_at"], params["page_run"] = _position(wanted.page_after)
+    limit = min(wanted.limit, PAGE_MAX)
+    rows = tx.run(
+        f"SELECT {RUN_COLUMNS} FROM runs r LEFT JOIN run_payloads p ON p.run_id = r.run_id WHERE {' AND '.join(where)}"  # noqa: S608 - our own words
+        " ORDER BY r.started_at DESC, r.run_id DESC LIMIT :most",
+        most=limit + 1,
+        **params,
+    )
+    found = tuple(documents.described(row) for row in rows[:limit])
+    return RunPage(found, _page_after(found[-1]) if len(rows) > limit else None)
+
+
+def count_runs(tx: Transaction, wanted: RunFilter) -> int:
+    """How many runs a filter lets through, on all pages."""
+    where, params = _conditions(wanted)
+    count: int = tx.run(f"SELECT count(*) FROM runs r WHERE {' AND '.join(where)}", **params)[0][0]  # noqa: S608 - our own words
+    return count
+
+
+def delete(tx: Transaction, run_id: str) -> bool:
+    """Remove a closed run and its history for good; False if there is none of that id, or it is open."""
+    if not tx.run(_DELETE, run_id=run_id):
+        return False
+    tx.send("DELETE FROM run_payloads WHERE run_id = :run_id", run_id=run_id)
+    tx.send("DELETE FROM turns WHERE run_id = :run_id", run_id=run_id)
+    return True
+
+
+def pending_activities(tx: Transaction, run_id: str) -> list[PendingActivity]:
+    """The unresolved activities of a run, in the order they were scheduled."""
+    return [documents.pending(row) for row in tx.run(_ACTIVITIES, run_id=run_id)]
+
+
+def pending_timers(tx: Transaction, run_id: str) -> list[TimerStarted]:
+    """The timers a run waits for, the next one first."""
+    return [TimerStarted(seq, fire_at) for seq, fire_at in tx.run(_TIMERS, run_id=run_id)]
+
+
+def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
+    where, params = ["true"], dict[str, Any]()
+    for column, values in (
+        ("status", [status.value for status in wanted.status]),
+        ("type", list(wanted.type)),
+        ("queue", list(wanted.queue)),
+    ):
+        if values:
+            where.append(f"{{in r.{column} :{column}}}")
+            params[column] = values
+    if wanted.id_prefix:
+        where.append("substr(r.workflow_id, 1, :prefix_length) = :prefix")
+        params.update(prefix=wanted.id_prefix, prefix_length=len(wanted.id_prefix))
+    if wanted.started_after is not None:
+        where.append("r.started_at > :started_after")
+        params["started_after"] = float(wanted.started_after)
+    if wanted.started_before is not None:
+        where.append("r.started_at < :started_before")
+        params["started_before"] = float(wanted.started_before)
+    if wanted.stuck is not None:
+        where.append("r.turn_failures > 0" if wanted.stuck else "r.turn_failures = 0")
+    return where, params
+
+
+def _page_after(run: RunDescription) -> str:
+    return f"{run.started_at!r}~{run.run_id}"
+
+
+def _position(page_after: str) -> tuple[float, str]:
+    at, _, run_id = page_after.partition("~")
+    try:
+        return float(at), run_id
+    except ValueError as error:
+        raise InvalidFilter(f"page_after is not the next_page of another page: {page_after!r}") from error

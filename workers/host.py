@@ -1,0 +1,177 @@
+"""The engine's place in a worker process: its thread, its lease, its attempts; law: one engine a process, made after the last fork.
+
+Under our own pool, `solo` and `threads` it lives in the worker's main process; under `prefork` each child has one.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from celery import Celery
+
+from orchestrator.celery import Orchestrator
+from orchestrator.clock import SYSTEM, Clock
+from orchestrator.core import guard
+from orchestrator.core.definitions import ACTIVITIES
+from orchestrator.dispatch import hand_back
+from orchestrator.errors import DatabaseUnavailable
+from schemas.history import ActivityScheduled
+from schemas.runs import PendingActivity, Settlement
+from workers.attempts import Attempt, AttemptRunner
+from workers.coroutines import CoroutineLoop
+from workers.decider import Decider
+from workers.instances import Instances
+from workers.lease import Lease
+from workers.threads import Threads
+from workers.turns import Engine, Note
+from workers.watchdog import Watchdog
+
+log = logging.getLogger("orchestrator.host")
+
+DRAIN_LOOK_S = 0.05  # how often a draining host looks whether its attempts have ended
+
+
+class Host:
+    """Everything of ours that runs in one worker process."""
+
+    def __init__(
+        self,
+        orchestrator: Orchestrator,
+        *,
+        node: str,
+        queues: Callable[[], Sequence[str]],
+        threads: Threads,
+        loop: CoroutineLoop,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        settings = orchestrator.settings
+        notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
+        self.orchestrator = orchestrator
+        self.watchdog = Watchdog(settings.turn_seconds_max, clock)
+        self.runner = AttemptRunner(
+            threads,
+            loop,
+            converter=orchestrator.converter,
+            report=notes.put,
+            eager_s=settings.eager_s,
+            clock=clock,
+        )
+        decider = Decider(
+            Instances(settings.instances_max if settings.cache else 0),
+            self.watchdog,
+            converter=orchestrator.converter,
+            route=lambda scheduled, run_queue: route(orchestrator.app, scheduled, run_queue),
+            fresh_id=clock.fresh_id,
+        )
+        self.engine = Engine(
+            orchestrator.store,
+            orchestrator.broker,
+            settings,
+            decider=decider,
+            runner=self.runner,
+            queues=queues,
+            notes=notes,
+            clock=clock,
+        )
+        self.lease = Lease(orchestrator.store, orchestrator.broker, settings, node=node, queues=queues, clock=clock)
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._renew = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="orchestrator-engine", daemon=True)
+
+    def start(self) -> None:
+        """Register this worker and begin to work."""
+        guard.install()
+        self.engine.worker_id, self.engine.skew_s = self.lease.register()
+        self._thread.start()
+        self.lease.start(lost=self._renew.set, skewed=self._skewed)
+
+    def ring(self) -> None:
+        """There may be ready work."""
+        self.engine.ring()
+
+    def began(self, pending: PendingActivity) -> Attempt:
+        """A Celery task runs here as an activity."""
+        return self.runner.adopt(pending)
+
+    def ended(self, pending: PendingActivity, settlement: Settlement) -> None:
+        """A Celery task that ran as an activity has ended."""
+        self.runner.release(pending.key)
+        self.engine.settle(settlement)
+
+    def stop(self, *, drain_s: float) -> None:
+        """Take nothing more, wait at most drain_s for what runs, give the rest back, leave."""
+        self.engine.draining = True
+        self.engine.ring()
+        deadline = self._clock.monotonic() + drain_s
+        while not self.engine.idle and self._thread.is_alive() and self._clock.monotonic() < deadline:
+            self._stopping.wait(DRAIN_LOOK_S)
+        self._stopping.set()
+        self.engine.ring()
+        self._thread.join(self.orchestrator.settings.poll_s + 5.0)
+        self.lease.stop()
+        self.watchdog.stop()
+        try:
+            hand_back(
+                self.orchestrator.store,
+                self.orchestrator.broker,
+                self.engine.worker_id,
+                batch_max=self.orchestrator.settings.due_batch_max,
+            )
+            self.orchestrator.broker.flush()
+        except DatabaseUnavailable as error:
+            log.warning("this worker's unfinished work will be taken over when its lease ends: %s", error.message)
+
+    def _work(self) -> None:
+        wait_s = self.orchestrator.settings.poll_s
+        looked_at = self._clock.monotonic()
+        while not self._stopping.is_set():
+            try:
+                if self._renew.is_set():
+                    self._start_anew()
+                if self._clock.monotonic() - looked_at >= wait_s:
+                    looked_at = self._clock.monotonic()
+                    self.engine.want()  # a message may have been lost
+                self.engine.cycle(wait_s=wait_s)
+            except Exception:
+                # A fault of ours must not end the worker in silence: memory is dropped, the store is compared, work goes on.
+                log.exception("the engine failed; it starts over from the store")
+                self.engine.start_over()
+                self._stopping.wait(wait_s)
+        self.engine.close()
+
+    def _start_anew(self) -> None:
+        try:
+            worker_id, skew_s = self.lease.register()
+        except DatabaseUnavailable as error:
+            log.warning("this worker could not register again yet: %s", error.message)
+            return
+        self._renew.clear()
+        self.engine.start_anew(worker_id)
+        self.engine.skew_s = skew_s
+
+    def _skewed(self, skew_s: float) -> None:
+        self.engine.skew_s = skew_s
+
+
+def route(app: Celery, scheduled: ActivityScheduled, run_queue: str) -> tuple[ActivityScheduled, str]:
+    """Whether a scheduled activity is a Celery task, and its queue: the one asked for, the task's own, or that of the run."""
+    if not scheduled.task and (scheduled.type in ACTIVITIES or scheduled.type not in app.tasks):
+        return scheduled, scheduled.queue or run_queue
+    if not scheduled.task:
+        scheduled = replace(scheduled, task=True)
+    return scheduled, scheduled.queue or task_queue(app, scheduled.type)
+
+
+def task_queue(app: Celery, name: str) -> str:
+    """Where Celery itself would send this task."""
+    task = app.tasks.get(name)
+    own = getattr(task, "queue", None)
+    if own:
+        return str(own)
+    queue_ = app.amqp.router.route({}, name).get("queue")
+    return str(getattr(queue_, "name", queue_) or app.conf.task_default_queue)
