@@ -39,7 +39,7 @@ class StoreScheduler(Scheduler):
     """For `beat_scheduler="beat.scheduler:StoreScheduler"`; the application needs an `Orchestrator`."""
 
     # Celery's own would wait for the broker inside the tick, and all timers with it.
-    producer = None
+    producer: Any = None
 
     def __init__(self, app: Celery, **options: Any) -> None:  # noqa: ANN401 - Celery's options, handed on
         self._ours = orchestrator_of(app)
@@ -63,7 +63,7 @@ class StoreScheduler(Scheduler):
         """Do what is due if we are the active beat; return how long to sleep. Whatever is away is tried again, beat never ends for it."""
         self._in_tick = True
         try:
-            delay = min(self._act(), self.max_interval) if self._hold_lease() else self._ours.settings.tick_s
+            delay = min(self._act(), float(self.max_interval or RETRY_S)) if self._hold_lease() else self._ours.settings.tick_s
             self._complained.discard("database")
         except (DatabaseUnavailable, DatabaseNotMigrated) as error:
             self._complain("database", "beat goes on trying: %s", error)
@@ -75,23 +75,25 @@ class StoreScheduler(Scheduler):
 
     def apply_entry(self, entry: Any, producer: object = None) -> None:  # noqa: ANN401 - a ScheduleEntry; its stub says that all of it may be None
         """Fire an entry: check, send, record. If it cannot be sent now it stays due."""
-        name = entry.name
         try:
             sender = self.app.amqp.Producer(self._connected(), auto_declare=False)
-            if not self._still_ours(name):
-                return
-            log.info("sending due task %s (%s)", name, entry.task)
-            # Trying again is our part, at the next tick: this one has more to do.
-            once = type(entry)(**{**dict(entry), "options": {"retry": False, **entry.options}})
+        except self._away as error:
+            self._postpone(entry, error)
+            return
+        if not self._still_ours(entry.name):
+            return
+        log.info("sending due task %s (%s)", entry.name, entry.task)
+        # Trying again is our part, at the next tick: this one has more to do.
+        once = type(entry)(**{**dict(entry), "options": {"retry": False, **entry.options}})
+        try:
             self.apply_async(once, producer=sender, advance=False)
-        except (SchedulingError, *self._away) as error:
-            if isinstance(error, SchedulingError) and not isinstance(error.__context__, self._away):
-                log.exception("entry %s could not be sent and is left out this time", name)
-            else:
+        except SchedulingError as error:
+            if isinstance(error.__context__, self._away):
                 self._postpone(entry, error)
                 return
+            log.exception("entry %s could not be sent and is left out this time", entry.name)
         self._complained.discard("broker")
-        self._record(name)
+        self._record(entry.name)
 
     def close(self) -> None:
         """Let the next beat go on at once. Celery calls this from a signal handler too, and then once more at the end."""

@@ -1,8 +1,8 @@
 """`python -m benchmarks`: take the peers through the workloads round by round, then tell the ratios; law: whatever was started is ended.
 
-    python -m benchmarks                              all workloads, ours, DBOS and Celery, 5 rounds; writes benchmarks/RESULTS.md
-    python -m benchmarks W1 W2 --peers ours,dbos      a part of it
-    python -m benchmarks --quick                      small sizes, one round, nothing written: does it still run?
+* `python -m benchmarks`: all workloads, ours, DBOS and Celery, 5 rounds; writes benchmarks/RESULTS.md
+* `python -m benchmarks W1 W2 --peers ours,dbos`: a part of it
+* `python -m benchmarks --quick`: small sizes, one round, nothing written: does it still run?
 """
 
 from __future__ import annotations
@@ -93,16 +93,23 @@ def _play(arena: Arena, run: Run, workloads: Sequence[Workload], options: argpar
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Ours beside its peers on this machine, as ratios.")
     parser.add_argument("workloads", nargs="*", metavar="W", help="; ".join(f"{name}: {w.title}" for name, w in WORKLOADS.items()))
-    parser.add_argument("--peers", default=DEFAULT_PEERS, help=f"some of {', '.join(PEERS)}, the first is the reference if ours is not among them")
+    parser.add_argument(
+        "--peers", default=DEFAULT_PEERS, help=f"some of {', '.join(PEERS)}, the first is the reference if ours is not among them"
+    )
     parser.add_argument("--rounds", type=int, help=f"how often (default {ROUNDS}, with --quick 1)")
-    parser.add_argument("--postgres", metavar="URL", help="a server on which fresh databases may be created; default: a private one with fsync on")
+    parser.add_argument(
+        "--postgres", metavar="URL", help="a server on which fresh databases may be created; default: a private one with fsync on"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, for checking the harness")
     parser.add_argument("--json", action="store_true", help="print one line of JSON on stdout, everything else on stderr")
-    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write RESULTS.md there (default: this package's folder, with --quick nowhere)")
+    parser.add_argument(
+        "--write", type=Path, metavar="FOLDER", help="write RESULTS.md there (default: this package's folder, with --quick nowhere)"
+    )
     options = parser.parse_args(arguments)
     options.workloads = list(dict.fromkeys(name.upper() for name in options.workloads)) or list(WORKLOADS)
     options.peers = list(dict.fromkeys(name.strip() for name in options.peers.split(",")))
-    options.rounds = options.rounds or (1 if options.quick else ROUNDS)
+    if options.rounds is None:
+        options.rounds = 1 if options.quick else ROUNDS
     complete = set(options.workloads) == set(WORKLOADS) and "ours" in options.peers and len(options.peers) > 1
     if options.write is None and not options.quick and complete:
         options.write = FOLDER

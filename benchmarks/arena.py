@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 import psutil
@@ -18,6 +19,7 @@ from psycopg import sql
 from benchmarks.driver import Driver
 from benchmarks.peers import Env
 from orchestrator.development_servers import Postgres
+from orchestrator.errors import ServerUnavailable
 from orchestrator.servers import Valkey
 
 CONNECT_MAX_S = 10
@@ -44,7 +46,7 @@ class Arena:
         self._given = postgres_url
         self._stack = ExitStack()
 
-    def __enter__(self) -> Arena:
+    def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="orch-bench-"))
         self._folder.chmod(0o711)  # PostgreSQL runs under another account where we are root
         self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
@@ -54,8 +56,14 @@ class Arena:
             else:
                 server = self._stack.enter_context(Postgres(self._folder / "postgres", settings={"max_connections": "200"}))
                 self.postgres_url = server.url
-            self.postgres_settings = {name: self._show(name) for name in ("server_version", "fsync", "synchronous_commit", "shared_buffers")}
+            # The first to connect, so the one to say that nobody answers at a given URL.
+            self.postgres_settings = {
+                name: self._show(name) for name in ("server_version", "fsync", "synchronous_commit", "shared_buffers")
+            }
             self._postgres_pid = self._find_postgres()
+        except psycopg.OperationalError as error:
+            self._stack.close()
+            raise ServerUnavailable(f"PostgreSQL does not answer. Check the URL, and that it may be used from here: {error}") from None
         except BaseException:
             self._stack.close()
             raise

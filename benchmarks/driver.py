@@ -98,6 +98,8 @@ def _serve(name: str, env: Env, line: Connection) -> None:
     """Answer calls until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who called us: it closes the line
     os.environ[FOLDER_VARIABLE] = str(env.effects)
+    for variable in [key for key in os.environ if key.startswith("ORCHESTRATOR_")]:
+        del os.environ[variable]  # a benchmark has default settings, whoever runs it
     module, _, attribute = PEERS[name].partition(":")
     peer: Peer | None = None
     try:

@@ -58,7 +58,7 @@ class Pool:
         """Return when `count` Celery workers answer on this broker."""
         app = Celery("benchmark", broker=broker_url, set_as_current=False)
         deadline = time.monotonic() + READY_MAX_S
-        while len(app.control.ping(timeout=0.5, limit=count)) < count:
+        while len(app.control.ping(timeout=0.5, limit=count) or ()) < count:
             self.check()
             if time.monotonic() > deadline:
                 raise PeerFailed(f"{count} Celery workers did not answer within {READY_MAX_S:.0f} s.\n{self.log_tail()}")

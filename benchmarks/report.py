@@ -81,11 +81,15 @@ class Results:
 
     def ratio(self, workload: Workload, peer: str) -> Spread | None:
         """How many times better the reference was than `peer`, round by round; None if they never met."""
-        return self._paired(workload.name, peer, lambda ours, theirs: ours.value / theirs.value if workload.more_is_better else theirs.value / ours.value)
+        return self._paired(
+            workload.name, peer, lambda ours, theirs: ours.value / theirs.value if workload.more_is_better else theirs.value / ours.value
+        )
 
     def cpu_ratio(self, workload: Workload, peer: str) -> Spread | None:
         """How many times more CPU per step `peer` used."""
-        return self._paired(workload.name, peer, lambda ours, theirs: theirs.cpu_ms_per_step / ours.cpu_ms_per_step if ours.cpu_ms_per_step else 0.0)
+        return self._paired(
+            workload.name, peer, lambda ours, theirs: theirs.cpu_ms_per_step / ours.cpu_ms_per_step if ours.cpu_ms_per_step else 0.0
+        )
 
     def _paired(self, workload: str, peer: str, compare: Any) -> Spread | None:  # noqa: ANN401 - of two samples, a number
         ours = {sample.round: sample for sample in self.of(workload, self.peers[0])}
@@ -100,7 +104,10 @@ def number(value: float) -> str:
 
 def describe_machine() -> dict[str, str]:
     """What the figures depend on; no names and no paths."""
-    model = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor() or platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
     return {
         "cpu": f"{psutil.cpu_count()} x {model}",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
@@ -112,14 +119,15 @@ def describe_machine() -> dict[str, str]:
 
 def show(results: Results, console: Console) -> None:
     """A table of figures, ratios and goals on the terminal."""
-    for title, lines in (("Figures: median (least to most)", _figures(results)), (_ratio_title(results), _ratios(results)), ("Goals", _goals(results))):
+    tables = (("Figures: median (least to most)", _figures(results)), (_ratio_title(results), _ratios(results)), ("Goals", _goals(results)))
+    for title, lines in tables:
         if len(lines) > 1:
             table = Table(*lines[0], title=title, title_justify="left")
             for line in lines[1:]:
                 table.add_row(*line)
             console.print(table)
-    for line in _twice(results):
-        console.print(line)
+    for sentence in _twice(results):
+        console.print(sentence)
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -132,7 +140,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "versions": {peer: dict(versions) for peer, versions in results.versions.items()},
         "samples": [asdict(sample) for sample in results.samples],
         "ratios": {
-            workload.name: {peer: asdict(ratio) for peer in results.peers[1:] if (ratio := results.ratio(workload, peer))} for workload in results.workloads
+            workload.name: {peer: asdict(ratio) for peer in results.peers[1:] if (ratio := results.ratio(workload, peer))}
+            for workload in results.workloads
         },
         "goals": [{"goal": goal[0], "reached": goal[2] == "yes"} for goal in _goals(results)[1:]],
     }
@@ -143,9 +152,8 @@ def write(results: Results, folder: Path) -> Path:
     plotted = _plot(results, folder / PLOT)
     parts = [
         "# Results",
-        "Written by `./dev bench`; do not edit. **Read the ratios**: absolute figures belong to this machine and this hour. What the workloads are and how to measure: "
-        "`python -m benchmarks --help` and the files beside this one.",
-        f"{results.at:%d %B %Y}, {results.rounds} rounds, peers one after the other within each round in changing order; median (least to most)."
+        "Written by `./dev bench`; do not edit. **Read the ratios**: absolute figures belong to this machine and this hour.",
+        f"{results.at:%d %B %Y}, rounds: {results.rounds}, peers one after the other within each round in changing order; median (least to most)."
         + (" **Quick sizes: good for checking the harness, not for claims.**" if results.quick else ""),
         f"## {_ratio_title(results)}",
         _markdown(_ratios(results)),
@@ -156,14 +164,18 @@ def write(results: Results, folder: Path) -> Path:
         *_twice(results),
         "## Conditions",
         "\n".join(f"* {name}: {value}" for name, value in results.machine.items()),
-        "* PostgreSQL, the same for all, a fresh database for each peer and round: " + ", ".join(f"{name} {value}" for name, value in results.postgres.items())
+        "* PostgreSQL, the same for all, a fresh database for each peer and round: "
+        + ", ".join(f"{name} {value}" for name, value in results.postgres.items())
         + "\n* Broker: a Valkey for each peer on a unix socket, append-only file synced each second"
         + f"\n* {WORKERS} worker processes per peer; DBOS runs W1, W3 and W4 in the client's process, its fastest way, and W2 through a queue polled each 0.1 s, 20 at a time per worker"
         + "\n* Celery: `chain` of tasks (W1, W2, W4) and `chord` (W3), prefork, results in Valkey. It is not durable: it shows what a message costs"
         + "\n* ours: W2 starts its workflows with one `start_workflows`; `ours-single` with a `start_workflow` for each"
         + "\n* Steps do nothing but leave one byte in a file, by which they are counted; payload about 100 bytes; one one-step workflow before each measurement"
         + "\n* CPU per step: of all processes that work for the peer, client, workers, PostgreSQL and Valkey",
-        "\n".join(f"* {peer}: " + ", ".join(f"{name} {version}" for name, version in versions.items()) for peer, versions in results.versions.items()),
+        "\n".join(
+            f"* {peer}: " + ", ".join(f"{name} {version}" for name, version in versions.items())
+            for peer, versions in results.versions.items()
+        ),
     ]
     page = folder / PAGE
     page.write_text("\n\n".join(parts) + "\n")
@@ -198,7 +210,13 @@ def _figures(results: Results) -> list[list[str]]:
         if any(sample.p99 is not None for cell in cells.values() for sample in cell):
             p99s = [[s.p99 for s in cell if s.p99 is not None] for cell in cells.values()]
             lines.append([f"{workload.name} p99", workload.unit, *(str(Spread.of(p99)) if p99 else "" for p99 in p99s)])
-        lines.append([f"{workload.name} CPU per step", "ms", *(str(Spread.of(s.cpu_ms_per_step for s in cell)) if cell else "" for cell in cells.values())])
+        lines.append(
+            [
+                f"{workload.name} CPU per step",
+                "ms",
+                *(str(Spread.of(s.cpu_ms_per_step for s in cell)) if cell else "" for cell in cells.values()),
+            ]
+        )
     return lines
 
 
@@ -208,7 +226,13 @@ def _goals(results: Results) -> list[list[str]]:
         workload = next((w for w in results.workloads if w.name == goal.workload), None)
         ratio = results.ratio(workload, goal.peer) if workload and results.peers[0] == REFERENCE else None
         if ratio:
-            lines.append([f"{goal.workload} at least {goal.times:g} times better than {goal.peer}", str(ratio), "yes" if ratio.median >= goal.times else "no"])
+            lines.append(
+                [
+                    f"{goal.workload} at least {goal.times:g} times better than {goal.peer}",
+                    str(ratio),
+                    "yes" if ratio.median >= goal.times else "no",
+                ]
+            )
     return lines
 
 

@@ -11,4 +11,12 @@ def run(driver: Driver, size: Size) -> Measured:
     return milliseconds(driver.run_sequential(size.workflows, size.steps))
 
 
-WORKLOAD = Workload("W1", "one workflow of 10 sequential steps, one at a time, p50", "ms", more_is_better=False, full=Size(50, 10), quick=Size(10, 10), run=run)
+WORKLOAD = Workload(
+    "W1",
+    "one workflow of 10 sequential steps, one at a time, p50",
+    "ms",
+    more_is_better=False,
+    full=Size(50, 10),
+    quick=Size(10, 10),
+    run=run,
+)

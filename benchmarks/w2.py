@@ -12,4 +12,6 @@ def run(driver: Driver, size: Size) -> Measured:
     return Measured(size.workflows / bulk.wall_s)
 
 
-WORKLOAD = Workload("W2", "1,000 workflows of 5 steps started at once", "workflows/s", more_is_better=True, full=Size(1000, 5), quick=Size(100, 5), run=run)
+WORKLOAD = Workload(
+    "W2", "1,000 workflows of 5 steps started at once", "workflows/s", more_is_better=True, full=Size(1000, 5), quick=Size(100, 5), run=run
+)

@@ -12,4 +12,6 @@ def run(driver: Driver, size: Size) -> Measured:
     return Measured(driver.run_parallel(size.steps))
 
 
-WORKLOAD = Workload("W3", "one workflow of 1,000 parallel steps", "s", more_is_better=False, full=Size(1, 1000), quick=Size(1, 200), run=run)
+WORKLOAD = Workload(
+    "W3", "one workflow of 1,000 parallel steps", "s", more_is_better=False, full=Size(1, 1000), quick=Size(1, 200), run=run
+)

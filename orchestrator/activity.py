@@ -1,11 +1,11 @@
 """What authors of activities import; law: an activity knows its attempt and nothing of how it is stored or carried.
 
-    from orchestrator import activity
+from orchestrator import activity
 
-    @activity.defn
-    def compose(name: str) -> str:
-        activity.heartbeat("half-way")
-        return f"Hello {name}"
+@activity.defn
+def compose(name: str) -> str:
+    activity.heartbeat("half-way")
+    return f"Hello {name}"
 """
 
 from __future__ import annotations

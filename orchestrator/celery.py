@@ -31,7 +31,7 @@ from schemas.settings import Settings
 
 log = logging.getLogger("orchestrator.celery")
 
-BROKER_ANSWER_MAX_S = 5.0  # how long a starting process waits for its broker
+BROKER_ANSWER_MAX_S = 5  # how long a starting process waits for its broker
 STEPS = "workers.steps"  # what a worker process imports to become one of ours; by name, because it stands above us
 
 # The classes are names: Celery imports them in the process that needs them, and in no other.
@@ -85,14 +85,14 @@ class Orchestrator:
         self._defaults = PARTS
         _KNOWN[app] = self
         app.on_after_configure.connect(self._fill, weak=False)
-        if app.configured:
+        if getattr(app, "configured", False):  # not in the stub
             self._fill(source=app.conf)
         self._add_doorbell()
 
     @cached_property
     def settings(self) -> Settings:
         """The snapshot of this process, with the broker and, if no setting names another, the default queue of the application."""
-        conf = self.app.conf
+        conf: Any = self.app.conf  # the stub knows no lists of brokers
         url = conf.broker_url
         queue = self._chosen.default_queue if "default_queue" in self._chosen.model_fields_set else conf.task_default_queue
         return self._chosen.model_copy(update={"broker_url": url if isinstance(url, str) else ";".join(url), "default_queue": queue})

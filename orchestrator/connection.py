@@ -34,17 +34,27 @@ RETRY_PAUSE_MAX_S = 0.5
 class Connection:
     """Store, doorbell and waiter of one client; safe after fork. What was given is not closed, what was opened here is."""
 
+    _pid: int
+    _lock: threading.RLock
+    _store: Store | None
+    _bell: Broker | None
+    _closers: list[Callable[[], None]]
+
     def __init__(
-        self, settings: Settings, converter: PayloadConverter, *, store: Store | None = None, bell: Broker | None = None, clock: Clock = SYSTEM
+        self,
+        settings: Settings,
+        converter: PayloadConverter,
+        *,
+        store: Store | None = None,
+        bell: Broker | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         self.settings = settings
         self.converter = converter
         self.clock = clock
         self.waiter = Waiter(self._look, clock)
-        self._given_store = store
-        self._store = store
-        self._bell = bell
-        self._closers: list[Callable[[], None]] = []
+        self._given = (store, bell)
+        self._inherited: list[object] = []  # what a parent process opened; collecting it here would close it there
         self._migrated = False
         self._reset()
 
@@ -67,9 +77,9 @@ class Connection:
         """Say that these queues have ready work; never raises because the broker is away."""
         ring_all(self._broker(), queues)
 
-    def look(self, run_id: str) -> Any:  # noqa: ANN401 - as `runs.outcome`
-        """The outcome of a run if it is closed already; no second try."""
-        return self._in_transaction(lambda tx: runs.outcome(tx, [run_id]).get(run_id), readonly=True, purpose="client.read")
+    def read_once(self, ask: Callable[[Transaction], T]) -> T:
+        """As `read`, without a second try."""
+        return self._in_transaction(ask, readonly=True, purpose="client.read")
 
     def store(self) -> Store:
         """The store, its schema checked once."""
@@ -87,28 +97,29 @@ class Connection:
         self.waiter.close()
         with self._here():
             closers, self._closers = self._closers, []
+            self._store, self._bell = self._given
             for closer in reversed(closers):
                 closer()
-            if closers:
-                self._store = self._given_store
 
     def _broker(self) -> Broker:
-        if self._bell is None:
-            with self._here():
-                if self._bell is None:
-                    app = celery_for(self.settings)
-                    bell = CeleryBroker(app, window_s=self.settings.ring_window_s, clock=self.clock)
-                    self._closers += [app.close, bell.flush]
-                    self._bell = bell
-        return self._bell
+        with self._here():
+            if self._bell is None:
+                app = celery_for(self.settings)
+                bell = CeleryBroker(app, window_s=self.settings.ring_window_s, clock=self.clock)
+                self._closers += [app.close, bell.flush]
+                self._bell = bell
+            return self._bell
 
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.RLock()
+        self._store, self._bell = self._given
+        self._closers = []
 
     def _here(self) -> threading.RLock:
-        if self._pid != os.getpid():
-            self._reset()  # a child of fork: a thread that held the lock did not come along
+        if self._pid != os.getpid():  # a child of fork: locks, threads and sockets are the parent's
+            self._inherited += [self._store, self._bell, self._closers]
+            self._reset()
         return self._lock
 
     def _in_transaction(self, act: Callable[[Transaction], T], *, readonly: bool, purpose: str) -> T:
@@ -130,12 +141,14 @@ class Connection:
 
     def _check(self, store: Store) -> None:
         file = self.settings.home.absolute() / "orchestrator.db"
-        ours = self._given_store is None and self.settings.database_url == f"sqlite:///{file}"
+        ours = self._given[0] is None and self.settings.database_url == f"sqlite:///{file}"
         if ours:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise DatabaseUnavailable(f"the folder {file.parent} cannot be made: {error}. Set ORCHESTRATOR_HOME to one that can.") from error
+                raise DatabaseUnavailable(
+                    f"the folder {file.parent} cannot be made: {error}. Set ORCHESTRATOR_HOME to one that can."
+                ) from error
         try:
             store.check_migrated()
         except DatabaseNotMigrated:

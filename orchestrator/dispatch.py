@@ -302,7 +302,9 @@ def recover(store: Store, broker: Broker, worker: WorkerRow, *, batch_max: int) 
         ring_all(broker, queues | released)
         recovered += len(lost)
         if not (lost or released):
-            log.warning("worker %s (pid %s on %s) is gone; %s activities are ready again", identity.node, identity.pid, identity.host, recovered)
+            log.warning(
+                "worker %s (pid %s on %s) is gone; %s activities are ready again", identity.node, identity.pid, identity.host, recovered
+            )
             return recovered
 
 

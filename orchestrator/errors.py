@@ -44,8 +44,8 @@ class FailureError(OrchestratorError):
 class ApplicationError(FailureError):
     """The author's code failed.
 
-    `type` is the stable name that `RetryPolicy.non_retryable_error_types` compares, by default the name of the class; `details` are payload values for the catcher;
-    `next_retry_delay_s` overrides the backoff of the retry policy once.
+    `type` is the stable name that `RetryPolicy.non_retryable_error_types` compares, by default the name of the class; `details` are
+    payload values for the catcher; `next_retry_delay_s` overrides the backoff of the retry policy once.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ class WorkflowHandle(Generic[R]):
         `timeout` seconds, WorkflowNotFound, and WorkflowContinuedAsNew when a run continued as new and `follow_runs` is off.
         """
         timeout_s = None if timeout is None else seconds_of(timeout, "timeout")
-        late = partial(self._late, timeout_s)
+        late = partial(self.late, timeout_s)
         return drive(self.result_steps(follow_runs=follow_runs), timeout_s=timeout_s, late=late, clock=self._connection.clock)
 
     def signal(
@@ -152,7 +152,11 @@ class WorkflowHandle(Generic[R]):
         """Every turn of the run so far, oldest first. Raises WorkflowNotFound."""
         run_id = self._connection.read(self._target).run_id
         turns: list[Turn] = []
-        while page := self._connection.read(lambda tx: runs.history(tx, run_id, after_turn=turns[-1].turn if turns else 0)):
+
+        def next_page(tx: Transaction) -> list[Turn]:
+            return runs.history(tx, run_id, after_turn=turns[-1].turn if turns else 0)
+
+        while page := self._connection.read(next_page):
             turns += page
         return turns
 
@@ -188,15 +192,20 @@ class WorkflowHandle(Generic[R]):
         self._connection.ring([self._connection.write(ask, purpose="client.query")])
         answered = cast("Question", (yield self._waiting("question", question_id)))
         if answered.failure is not None:
-            raise QueryFailed(f"query {spoken.name!r}: {answered.failure.message}") from to_exception(answered.failure, self._connection.converter)
+            raise QueryFailed(f"query {spoken.name!r}: {answered.failure.message}") from to_exception(
+                answered.failure, self._connection.converter
+            )
         return self._connection.converter.decode(answered.answer, spoken.result, what=f"the answer to query {spoken.name!r}")
 
     def unanswered(self, query: str | Callable[..., Any], timeout_s: float) -> QueryFailed:
         """No worker answered in time."""
         name = query if isinstance(query, str) else getattr(query, "__name__", repr(query))
-        return QueryFailed(f"no worker answered query {name!r} of workflow {self._id!r} within {timeout_s:g} s; does one run for its queue?")
+        return QueryFailed(
+            f"no worker answered query {name!r} of workflow {self._id!r} within {timeout_s:g} s; does one run for its queue?"
+        )
 
-    def _late(self, timeout_s: float | None) -> ResultTimeout:
+    def late(self, timeout_s: float | None) -> ResultTimeout:
+        """No result came in time."""
         return ResultTimeout(f"workflow {self._id!r} has no result after {timeout_s or 0:g} s; it goes on, ask again")
 
     def _waiting(self, kind: Any, key: str) -> Future[Any]:  # noqa: ANN401 - as `Awaited`
@@ -204,22 +213,20 @@ class WorkflowHandle(Generic[R]):
 
     def _first_look(self) -> tuple[str, Outcome | None]:
         """The run whose result is wanted, and its outcome if it is closed already."""
-        if self._run_id is None:
-            run_id = self._connection.read(self._target).run_id
-        else:
-            run_id = self._run_id
-        try:
-            found = self._connection.look(run_id)
-            if found is None and not self._exists(run_id):
-                raise self._not_found()
-        except DatabaseUnavailable:
-            if self._run_id is None:
-                raise
-            found = None  # the waiter looks on through an outage, as long as the caller wants
-        return run_id, found
 
-    def _exists(self, run_id: str) -> bool:
-        return self._connection.exists(self._id, run_id)
+        def ask(tx: Transaction) -> tuple[str, Outcome | None]:
+            found = runs.resolve(tx, self._id, self._run_id)
+            if found is None:
+                raise self._not_found()
+            self._know(found[3])
+            return found[0], runs.outcome(tx, [found[0]]).get(found[0])
+
+        if self._run_id is None:
+            return self._connection.read(ask)
+        try:
+            return self._connection.read_once(ask)
+        except DatabaseUnavailable:
+            return self._run_id, None  # the waiter looks on through an outage, for as long as the caller wants
 
     def _target(self, tx: Transaction) -> Target:
         found = runs.resolve(tx, self._id, self._latest)
@@ -232,9 +239,12 @@ class WorkflowHandle(Generic[R]):
         if found is None:
             raise self._not_found()
         target = Target(*found)
-        if self._definition is None:
-            self._definition = WORKFLOWS.get(target.type)
+        self._know(target.type)
         return target
+
+    def _know(self, workflow_type: str) -> None:
+        if self._definition is None:
+            self._definition = WORKFLOWS.get(workflow_type)
 
     def _returns(self) -> Any:  # noqa: ANN401 - an annotation
         return Any if self._definition is None else self._definition.signature.result

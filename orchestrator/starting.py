@@ -84,7 +84,9 @@ class Message:
     result: Any  # annotation of the answer
 
 
-def new_run(request: StartRequest, *, settings: Settings, converter: PayloadConverter, clock: Clock) -> tuple[NewRun, WorkflowDefinition | None]:
+def new_run(
+    request: StartRequest, *, settings: Settings, converter: PayloadConverter, clock: Clock
+) -> tuple[NewRun, WorkflowDefinition | None]:
     """The run to be created, and its definition if this process knows it. Raises InvalidArgument or PayloadError."""
     name, definition = workflow_named(request.workflow)
     run_id = clock.fresh_id()
@@ -187,9 +189,10 @@ def _policy(what: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 - either e
 
 
 def _priority(value: int) -> int:
-    if not isinstance(value, int) or not -PRIORITY_MAX <= value <= PRIORITY_MAX:
+    given: object = value
+    if not isinstance(given, int) or not -PRIORITY_MAX <= given <= PRIORITY_MAX:
         raise InvalidArgument(f"priority must be a whole number from {-PRIORITY_MAX:,} to {PRIORITY_MAX:,}, not {value!r}")
-    return int(value)
+    return int(given)
 
 
 def _encoded(what: str, values: Mapping[str, Any] | None, converter: PayloadConverter) -> dict[str, Json] | None:

@@ -39,6 +39,11 @@ IDLE_S = 1.0  # the thread ends when nobody has waited for this long
 class Waiter:
     """The thread that asks; it lives while somebody waits. `look` returns what has come of the awaited. Safe after fork."""
 
+    _pid: int
+    _changed: threading.Condition
+    _waits: list[_Wait]
+    _thread: threading.Thread | None
+
     def __init__(self, look: Look, clock: Clock) -> None:
         self._look = look
         self._clock = clock
@@ -75,8 +80,8 @@ class Waiter:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._waits: list[_Wait] = []
-        self._thread: threading.Thread | None = None
+        self._waits = []
+        self._thread = None
 
     def _work(self) -> None:
         while due := self._next_due():

@@ -3,7 +3,7 @@
 `worker_consumer="workers.consumer:FleetConsumer"` selects it. It adds to Celery's:
 
 * **Restart.** When Redis or Valkey goes down while messages are unacked, closing the channel asks for the reply of a command whose
-  connection is gone, and Celery's worker exits. We forget that command first; the reconnect then takes its usual course.
+  connection is gone, and Celery's worker exits. We read that reply first, if it comes; the reconnect then takes its usual course.
 * **Wipe.** FLUSHALL removes the sets in which kombu keeps which queue is bound to which exchange, and publishers then route into the
   void without an error. `Watchdog` declares the queues that we consume again, every `worker_watchdog_interval` seconds (default 10).
 * **Deafness.** A consumer can lose its ear while its process and its heartbeat live. What proves it is neither a ping nor a connection
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery.utils.log import get_logger
-from celery.utils.threads import _open_broker_sockets  # type: ignore[attr-defined] # the stubs lack it
+from celery.utils.threads import _open_broker_sockets, bound_open_broker_sockets  # type: ignore[attr-defined] # the stubs lack them
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu import Connection
@@ -87,13 +87,24 @@ class FleetConsumer(Consumer):
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Clean up a lost connection without dying of it."""
-        transport = self.connection.transport if self.connection else None
-        for channel in tuple(getattr(transport, "channels", None) or ()):
-            if hasattr(channel, "_in_poll"):
-                channel._in_poll = None  # noqa: SLF001 - else Channel.close reads a reply from a connection that is gone
+        self._read_last_replies()
         super().on_connection_error_after_connected(exc)
         self.initial_prefetch_count = self.max_prefetch_count
         self._maximum_prefetch_restored = True
+
+    def _read_last_replies(self) -> None:
+        """Take the reply of each pending BRPOP while its channel is whole.
+
+        Closing would read it too, but break halfway if there is none to come; and to skip it would lose the message that it may carry.
+        """
+        connection = self.connection
+        bound_open_broker_sockets(connection, WATCHDOG_SOCKET_TIMEOUT_S)
+        for channel in tuple(getattr(connection.transport if connection else None, "channels", None) or ()):
+            if getattr(channel, "_in_poll", None):
+                try:
+                    channel._brpop_read()  # noqa: SLF001 - what Channel.close does
+                except Exception as error:  # noqa: BLE001 - the connection is lost, as we knew, or there was no message
+                    logger.debug("No last message from %r: %r", channel, error)
 
     @property
     def room(self) -> bool:

@@ -87,7 +87,28 @@ class CoroutineLoop:
 
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         """Run a coroutine when the gate lets it in; cancelling the future cancels it."""
-        return asyncio.run_coroutine_threadsafe(self._admit(coroutine), self._loop)
+        future: Future[Any] = Future()
+
+        def begin() -> None:
+            task = self._loop.create_task(self._admit(coroutine))
+            self._keep(task)
+            task.add_done_callback(end)
+            future.add_done_callback(lambda _: self.call_soon(task.cancel) if future.cancelled() else None)
+
+        def end(task: asyncio.Task[object]) -> None:
+            coroutine.close()  # if it was cancelled before it began
+            if task.cancelled():
+                future.cancel()
+            error = None if task.cancelled() else task.exception()
+            if not future.set_running_or_notify_cancel():
+                return
+            if error is None:
+                future.set_result(task.result())
+            else:
+                future.set_exception(error)
+
+        self.call_soon(begin)
+        return future
 
     def cancel_all(self) -> None:
         """Cancel whatever runs or waits."""
@@ -100,14 +121,8 @@ class CoroutineLoop:
             self._thread.join(2 * STOP_MAX_S)
 
     async def _admit(self, coroutine: Coroutine[Any, Any, Any]) -> object:
-        task = asyncio.current_task()
-        assert task is not None, "a coroutine runs in a task"
-        self._keep(task)
-        try:
-            async with self._gate:
-                return await coroutine
-        finally:
-            coroutine.close()  # if it was cancelled before the gate, it never began
+        async with self._gate:
+            return await coroutine
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)

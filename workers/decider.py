@@ -123,7 +123,9 @@ class Decider:
     def _fail(self, job: Job, error: Exception, batch: Batch) -> None:
         self.instances.drop(job.run_id)
         retry_in_s = min(TURN_RETRY_FIRST_S * 2 ** min(job.turn_failures, 20), TURN_RETRY_MAX_S)
-        log.error("run %s is stuck at turn %s (try %s): %s: %s", job.run_id, job.turn + 1, job.turn_failures + 1, type(error).__name__, error)
+        log.error(
+            "run %s is stuck at turn %s (try %s): %s: %s", job.run_id, job.turn + 1, job.turn_failures + 1, type(error).__name__, error
+        )
         batch.failures.append(TurnFailure(job.run_id, job.epoch, to_failure(error, self._converter), retry_in_s))
         # Results at hand must not be lost with the turn: they wait in the inbox for the code to be mended.
         batch.settlements.extend(job.direct)

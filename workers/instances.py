@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from orchestrator.core.instance import Instance
 
-
 CLAIMS_MAX = 10_000  # claims that are remembered where no instances are kept
 
 

@@ -370,6 +370,6 @@ def as_celery_error(error: BaseException | None) -> BaseException:
 def error_info(error: BaseException) -> ExceptionInfo:
     """The record of an exception as Celery's callbacks want it."""
     try:
-        raise error  # billiard describes only what was raised
+        raise error  # noqa: TRY301 - billiard describes only what was raised
     except BaseException:  # noqa: BLE001 - this very error
         return ExceptionInfo()

@@ -26,7 +26,9 @@ JITTER = 0.2  # share of an interval by which beats are spread
 class Lease:
     """One worker process's row in `workers`."""
 
-    def __init__(self, store: Store, broker: Broker, settings: Settings, *, node: str, queues: Callable[[], Sequence[str]], clock: Clock) -> None:
+    def __init__(
+        self, store: Store, broker: Broker, settings: Settings, *, node: str, queues: Callable[[], Sequence[str]], clock: Clock
+    ) -> None:
         self._store = store
         self._broker = broker
         self._settings = settings

@@ -57,20 +57,20 @@ class Presence:
             host.stop(drain_s=drain_s)
 
 
-class EngineStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery.bootsteps has no types
+class EngineStep(bootsteps.StartStopStep):
     """The engine as a part of the worker's main process."""
 
-    requires = frozenset({"celery.worker.components:Pool"})
+    requires = ("celery.worker.components:Pool",)
 
-    def __init__(self, worker: Any, **_: Any) -> None:
+    def __init__(self, worker: Any, **_: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         worker.engine = None
 
-    def include_if(self, worker: Any) -> bool:
+    def include_if(self, worker: Any) -> bool:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Under prefork the children have engines, the main process has none: it forks."""
         Presence.node, Presence.main_pid = worker.hostname, os.getpid()
         return not issubclass(worker.pool_cls, PreforkPool)
 
-    def start(self, worker: Any) -> None:
+    def start(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Begin to work, on the threads and the loop of our pool, or on some of our own."""
         pool = worker.pool
         if isinstance(pool, FleetPool):
@@ -79,15 +79,15 @@ class EngineStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery.bootst
             threads, loop = _own_threads(max(worker.concurrency or 1, 1))
         Presence.enter(_host(worker.app, worker.hostname, threads, loop))
 
-    def stop(self, worker: Any) -> None:
+    def stop(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Drain, give back, leave."""
         Presence.leave(orchestrator_of(worker.app).settings.drain_s)
 
-    def terminate(self, worker: Any) -> None:
+    def terminate(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Leave at once."""
         Presence.leave(0.0)
 
-    def info(self, worker: Any) -> dict[str, Any]:
+    def info(self, worker: Any) -> dict[str, Any]:  # type: ignore[override] # noqa: ANN401 - the stub says None, Celery merges what comes
         """What `inspect stats` shows of the engine."""
         host = Presence.current()
         if host is None:
@@ -106,17 +106,20 @@ def prepare_consumer(consumer: FleetConsumer) -> None:
     """On every broker connection: wrap the tracers, and answer doorbells without a detour through the pool."""
     wrap_tracers(consumer.app, Presence.current, consumer.hostname)
     if DOORBELL in consumer.strategies and Presence.current() is not None:
-        consumer.strategies[DOORBELL] = _answer_at_once
+        consumer.strategies[DOORBELL] = _answering_at_once(consumer)
 
 
-def _answer_at_once(_message: Any, _body: Any, ack: Callable[[], None], *_: Any, **__: Any) -> None:  # noqa: ANN401 - Celery's signature
-    ack()
-    ring()
+def _answering_at_once(consumer: FleetConsumer) -> Callable[..., None]:
+    def answer(_message: Any, _body: Any, ack: Callable[..., None], *_: Any, **__: Any) -> None:  # noqa: ANN401 - Celery's signature
+        ack(log, consumer.connection_errors)
+        ring()
+
+    return answer
 
 
 def enter_child(**_: Any) -> None:  # noqa: ANN401 - signals add what they like
     """A child of prefork has been forked."""
-    app = current_app._get_current_object()  # noqa: SLF001 - the way to the application behind Celery's proxy
+    app: Celery = current_app._get_current_object()  # type: ignore[attr-defined] # noqa: SLF001 - the way behind Celery's proxy
     if Presence.main_pid in {0, os.getpid()}:
         return
     threads, loop = _own_threads(CHILD_THREADS)

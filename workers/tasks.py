@@ -111,27 +111,23 @@ def _settled(host: Host, pending: PendingActivity, traced: Any) -> Settlement:  
         except PayloadError as error:
             return settlement(pending, _final(error, host), now=now)
         return Resolved(pending.key, ActivityCompleted(pending.key.seq, payload, pending.key.attempt))
-    error = error_info.retval
-    if error_info.state == states.IGNORED or isinstance(error, Ignore):
+    raised = error_info.retval
+    if error_info.state == states.IGNORED or isinstance(raised, Ignore):
         return Resolved(pending.key, ActivityCompleted(pending.key.seq, None, pending.key.attempt))
-    if isinstance(error, Retry):
-        return settlement(pending, _asked_for_retry(error, host), now=now)
-    if isinstance(error, Reject):
-        return settlement(pending, replace(to_failure(error, host.orchestrator.converter), non_retryable=True), now=now)
-    return settlement(pending, to_failure(error, host.orchestrator.converter), now=now)
+    if isinstance(raised, Retry):
+        return settlement(pending, _asked_for_retry(raised, host), now=now)
+    if isinstance(raised, Reject):
+        return settlement(pending, replace(to_failure(raised, host.orchestrator.converter), non_retryable=True), now=now)
+    return settlement(pending, to_failure(raised, host.orchestrator.converter), now=now)
 
 
 def _asked_for_retry(retry: Retry, host: Host) -> Failure:
     """`self.retry(countdown=...)`: the task knows best when."""
     cause = retry.exc if isinstance(retry.exc, BaseException) else retry
     when = retry.when
-    if isinstance(when, datetime):
-        delay_s = when.timestamp() - host.engine.now()
-    else:
-        delay_s = float(when or 0.0)
+    delay_s = when.timestamp() - host.engine.now() if isinstance(when, datetime) else float(when or 0.0)
     return replace(to_failure(cause, host.orchestrator.converter), next_retry_delay_s=max(delay_s, 0.0))
 
 
 def _final(error: BaseException, host: Host) -> Failure:
     return replace(to_failure(error, host.orchestrator.converter), non_retryable=True)
-

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import time
 from typing import Any
 
-import celery
-import kombu
-import redis
 from celery import chain, chord
 
 from benchmarks.peers import PAYLOAD, Bulk, Env, Record
@@ -73,7 +71,7 @@ class CeleryChain:
 
     def versions(self) -> dict[str, str]:
         """The client's and the worker's packages."""
-        return {"celery": celery.__version__, "kombu": kombu.__version__, "redis-py": redis.__version__}
+        return {name: importlib.metadata.version(name) for name in ("celery", "kombu", "redis")}
 
     def teardown(self) -> None:
         """End the worker."""

@@ -58,7 +58,6 @@ def launch(database_url: str, *, executor: str, listens: bool) -> None:
         "application_version": VERSION,
         "executor_id": executor,
         "log_level": "WARNING",
-        "run_admin_server": False,
     }
     DBOS(config=config)
     DBOS.listen_queues([QUEUE] if listens else [])

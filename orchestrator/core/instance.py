@@ -10,25 +10,26 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from orchestrator.core import guard
+from orchestrator.core import guard, outcomes
 from orchestrator.core.definitions import Handler, WorkflowDefinition
-from orchestrator.core.failures import is_cancellation, to_exception, to_failure
+from orchestrator.core.failures import to_exception
 from orchestrator.core.loop import WorkflowLoop
+from orchestrator.core.outcomes import ContinueAsNew
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.errors import (
     ActivityError,
     CancelledError,
     EngineStop,
-    FailureError,
-    OrchestratorError,
+    InvalidArgument,
     PayloadError,
     QueryFailed,
     ReadOnlyContext,
     TooManyPending,
+    TurnTooLong,
 )
 from schemas.history import (
     ActivityCanceled,
@@ -40,10 +41,7 @@ from schemas.history import (
     CancelRequested,
     Command,
     Json,
-    RunCanceled,
     RunCompleted,
-    RunContinued,
-    RunFailed,
     RunStarted,
     SignalReceived,
     Terminal,
@@ -52,18 +50,14 @@ from schemas.history import (
     TimerStarted,
 )
 
+__all__ = ["CancellationType", "ContinueAsNew", "Instance", "Operation"]
+
 CancellationType = Literal["try_cancel", "wait_cancellation_completed", "abandon"]
 
 BUFFERED_SIGNALS_MAX = 10_000  # signals without a handler that one run keeps
 PENDING_MAX = 10_000  # activities and timers that one run may wait for at the same time
-
-
-class ContinueAsNew(EngineStop):
-    """Raised by `workflow.continue_as_new`; ends the run and starts the next one."""
-
-    def __init__(self, command: RunContinued) -> None:
-        super().__init__("continue as new")
-        self.command = command
+CONDITION_ROUNDS_MAX = 100_000  # of conditions that come true, in one turn; two that undo each other would go on for ever
+FIRE_AT_MAX = 253_402_300_799.0  # the end of the year 9999, which is as good as never
 
 
 @dataclass(slots=True)
@@ -75,11 +69,15 @@ class Operation:
     cancellation: CancellationType
     outcome: tuple[bool, Any] | None = None  # (succeeded, payload or exception)
     waiter: asyncio.Future[None] | None = None
+    awaited: bool = False
     cancel_sent: bool = False
 
 
 class Instance:
-    """A run's workflow object, its loop and what it waits for. Not thread-safe; belongs to the thread that made it."""
+    """A run's workflow object, its loop and what it waits for. Not thread-safe; belongs to the thread that made it.
+
+    `spoiled` is true after a query woke waiting code up: such an instance must be closed, and the run read again from its history.
+    """
 
     def __init__(self, definition: WorkflowDefinition, converter: PayloadConverter) -> None:
         self.definition = definition
@@ -89,11 +87,12 @@ class Instance:
         self.turn = 0
         self.history_events = 0
         self.replaying = False
+        self.spoiled = False
         self.cancel_reason: str | None = None
         self.terminal: Terminal | None = None
-        self.random = random.Random()  # noqa: S311 - reproducible on purpose; seeded with the run id
         self.remarks: list[str] = []
         self._object: Any = None
+        self._random: random.Random | None = None
         self._main: asyncio.Task[None] | None = None
         self._seq = 0
         self._commands: dict[tuple[str, int], Command] = {}
@@ -106,6 +105,7 @@ class Instance:
         self._seen_signals: set[str] = set()
         self._handlers_running = 0
         self._read_only: str | None = None
+        self._closed = False
         self._turn_error: BaseException | None = None
 
     # --- a turn ----------------------------------------------------------------------------------------------------------
@@ -114,11 +114,71 @@ class Instance:
         """Take a turn: apply what arrived, run author code until it waits, return what it asks for.
 
         Raises what makes the turn (not the run) fail: a non-deterministic call, a wrong definition, or, where the author chose
-        `on_exception="retry_turn"`, the author's own exception. After that the instance must not be used any more.
+        `on_exception="retry_turn"`, the author's own exception. The instance is closed then.
         """
+        assert not self._closed, "a closed instance takes no turn"
+        assert self.terminal is None, "a closed run takes no turn"
         self.replaying = replaying
         self.loop.now = at
         self._commands = {}
+        try:
+            self._take(arrivals)
+        except BaseException:
+            self.close()
+            raise
+        self.turn += 1
+        commands = tuple(self._commands.values())
+        if self.terminal is not None:
+            commands = (*commands, self.terminal)
+            if self._handlers_running:
+                self.complain(
+                    f"the run ended while {self._handlers_running} signal handler(s) had not; if they matter, end with "
+                    f"`await workflow.wait_condition(workflow.all_handlers_finished)`"
+                )
+        self.history_events += len(arrivals) + len(commands)
+        return commands
+
+    def query(self, name: str, args: Sequence[Json]) -> Json:
+        """Ask the workflow object something; changes nothing. Raises QueryFailed."""
+        if name == "__stack_trace":
+            return self.loop.stack_trace()
+        if self.started is None:
+            message = f"query {name!r} came before the first turn of the run; ask again later"
+            raise QueryFailed(message)
+        handler = self._queries.get(name)
+        if handler is None:
+            known = ", ".join(sorted(self._queries)) or "none"
+            message = f"workflow {self.definition.name!r} has no query {name!r}; it has: {known}"
+            raise QueryFailed(message)
+        self._read_only = f"query {name!r}"
+        self.replaying = self.loop.accepting = False
+        try:
+            with self.loop, guard.forbidden():
+                values = self.converter.decode_args(args, handler.signature, what=f"query {name!r}")
+                return self.converter.encode(handler.fn(self._instance(), *values), what=f"the answer of query {name!r}")
+        except Exception as error:
+            message = f"query {name!r} failed: {type(error).__name__}: {error}"
+            raise QueryFailed(message) from error
+        finally:
+            self._read_only = None
+            self.loop.accepting = not self._closed
+
+    def close(self) -> None:
+        """Leave memory: close every coroutine here and now, on this thread, so that the collector never runs author code elsewhere."""
+        if self._closed:
+            return
+        self._closed = self.replaying = True  # a `finally` block that logs has nothing new to tell
+        self.loop.accepting = False
+        with self.loop, guard.forbidden():
+            self.loop.close_tasks()
+        self._operations.clear()
+        self._timers.clear()
+        self._conditions.clear()
+
+    def _take(self, arrivals: Sequence[Arrival]) -> None:
+        if self.spoiled:
+            message = "a query woke up code that waits, so this run must be read again from its history; queries only look"
+            raise ReadOnlyContext(message)
         with self.loop, guard.forbidden():
             # Signals first: their handlers run before the run itself looks at the world, also in the first turn.
             for arrival in arrivals:
@@ -130,60 +190,14 @@ class Instance:
         error = self._turn_error or self.loop.unhandled
         if error is not None:
             raise error
-        self.turn += 1
-        commands = tuple(self._commands.values())
-        if self.terminal is not None:
-            commands = (*commands, self.terminal)
-        self.history_events += len(arrivals) + len(commands)
-        return commands
-
-    def query(self, name: str, args: Sequence[Json]) -> Json:
-        """Ask the workflow object something; changes nothing. Raises QueryFailed."""
-        if name == "__stack_trace":
-            return self.stack_trace()
-        handler = self._queries.get(name)
-        if handler is None:
-            known = ", ".join(sorted(self._queries)) or "none"
-            message = f"workflow {self.definition.name!r} has no query {name!r}; it has: {known}"
-            raise QueryFailed(message)
-        self._read_only = f"query {name!r}"
-        try:
-            with self.loop, guard.forbidden():
-                values = self.converter.decode_args(args, handler.signature, what=f"query {name!r}")
-                return self.converter.encode(handler.fn(self._instance(), *values), what=f"the answer of query {name!r}")
-        except Exception as error:
-            message = f"query {name!r} failed: {type(error).__name__}: {error}"
-            raise QueryFailed(message) from error
-        finally:
-            self._read_only = None
-
-    def stack_trace(self) -> str:
-        """Where each of the run's coroutines waits."""
-        lines = []
-        for task in sorted(self.loop.tasks, key=lambda task: task.get_name()):
-            frames = [f"  {frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}" for frame in task.get_stack()]
-            lines.append("\n".join([task.get_name(), *frames]))
-        return "\n".join(lines)
-
-    def close(self) -> None:
-        """Leave memory: close every coroutine here and now, on this thread, so that the collector never runs author code elsewhere."""
-        self._read_only = "an evicted run"
-        with self.loop, guard.forbidden():
-            for task in list(self.loop.tasks):
-                coroutine = task.get_coro()
-                try:
-                    if coroutine is not None:
-                        coroutine.close()
-                except (Exception, EngineStop):  # noqa: S112 - a `finally` that awaits or raises; the run lives on in its history
-                    continue
-        self.loop.tasks.clear()
 
     # --- applying arrivals -----------------------------------------------------------------------------------------------
 
     def _start(self, started: RunStarted) -> None:
         self.started = started
-        self.random.seed(started.run_id)
-        self._main = self.loop.create_task(self._top_level(self._run, "run"), name=f"{started.type} run")
+        self._main = self.loop.create_task(self._top_level(self._run), name=f"{started.type} run")
+        if self.cancel_reason is not None:
+            self.loop.call_soon(self._main.cancel)
 
     def _signal(self, signal: SignalReceived) -> None:
         if signal.id:
@@ -192,10 +206,15 @@ class Instance:
             self._seen_signals.add(signal.id)
         handler = self._signals.get(signal.name)
         if handler is not None:
-            self._handlers_running += 1
-            self.loop.create_task(self._top_level(partial(self._handle, handler, signal), "signal"), name=f"signal {signal.name}")
+            self._deliver(handler, signal)
         elif len(self._buffered) < BUFFERED_SIGNALS_MAX:
             self._buffered.append(signal)
+        else:
+            self.complain(f"signal {signal.name!r} dropped: {BUFFERED_SIGNALS_MAX:,} signals wait already for a handler")
+
+    def _deliver(self, handler: Handler, signal: SignalReceived) -> None:
+        self._handlers_running += 1
+        self.loop.create_task(self._top_level(partial(self._handle, handler, signal)), name=f"signal {signal.name}")
 
     def _cancel(self, request: CancelRequested) -> None:
         if self.cancel_reason is None:
@@ -234,43 +253,50 @@ class Instance:
 
     def _settle(self) -> None:
         """Run author code until nothing moves: callbacks first, then conditions in the order they were set up."""
-        moved = True
-        while moved:
+        for _ in range(CONDITION_ROUNDS_MAX):
             self.loop.drain()
+            if not self._conditions or self._turn_error is not None or self.loop.unhandled is not None:
+                return
             moved = False
-            for predicate, future in list(self._conditions):
-                if future.done():
-                    moved = True
-                else:
-                    moved = self._evaluate(predicate, future) or moved
-            if moved:
-                self._conditions = [(predicate, future) for predicate, future in self._conditions if not future.done()]
+            for predicate, future in tuple(self._conditions):
+                moved = (not future.done() and self._evaluate(predicate, future)) or moved
+            self._conditions = [waiting for waiting in self._conditions if not waiting[1].done()]
+            if not moved:
+                return
+        message = f"conditions came true {CONDITION_ROUNDS_MAX:,} times in one turn; two `wait_condition` loops undo each other"
+        raise TurnTooLong(message)
 
     def _evaluate(self, predicate: Callable[[], bool], future: asyncio.Future[None]) -> bool:
         try:
             if predicate():
                 future.set_result(None)
+        except StopIteration as error:  # asyncio keeps it out of futures
+            future.set_exception(RuntimeError(f"the condition raised {error!r}"))
         except Exception as error:  # noqa: BLE001 - author code: it belongs to whoever awaits the condition
             future.set_exception(error)
         return future.done()
 
     # --- the top of author code --------------------------------------------------------------------------------------------
 
-    async def _top_level(self, body: Callable[[], Awaitable[None]], role: str) -> None:
+    async def _top_level(self, body: Callable[[], Awaitable[None]]) -> None:
         """Turn what escapes from the run or a handler into the run's outcome, or into the failure of the turn."""
         try:
             await body()
-        except ContinueAsNew as request:
-            self._finish(request.command)
-        except (EngineStop, GeneratorExit):
+        except (GeneratorExit, KeyboardInterrupt):
             raise
-        except asyncio.CancelledError as error:
-            self._finish_cancelled(error)
-        except Exception as error:  # noqa: BLE001 - author code: anything may come out of it
-            self._finish_failed(error)
-        finally:
-            if role == "signal":
-                self._handlers_running -= 1
+        except BaseException as error:
+            if self._closed:
+                raise
+            verdict = outcomes.judge(
+                error,
+                cancel_requested=self.cancel_reason is not None,
+                on_exception=self.definition.on_exception,
+                converter=self.converter,
+            )
+            if isinstance(verdict, BaseException):
+                self._turn_error = self._turn_error or verdict
+            else:
+                self._finish(verdict)
 
     async def _run(self) -> None:
         assert self.started is not None, "a run starts with RunStarted"
@@ -281,14 +307,18 @@ class Instance:
 
     async def _handle(self, handler: Handler, signal: SignalReceived) -> None:
         try:
-            values = self.converter.decode_args(signal.args, handler.signature, what=f"signal {signal.name!r}")
-        except PayloadError as error:
-            # A malformed signal is the sender's mistake; failing the run for it would let any caller kill it.
-            self.complain(f"signal {signal.name!r} dropped: {error.message}")
-            return
-        outcome = handler.fn(self._instance(), *values)
-        if handler.is_async:
-            await outcome
+            workflow = self._instance()
+            try:
+                values = self.converter.decode_args(signal.args, handler.signature, what=f"signal {signal.name!r}")
+            except PayloadError as error:
+                # A malformed signal is the sender's mistake; failing the run for it would let any caller kill it.
+                self.complain(f"signal {signal.name!r} dropped: {error.message}")
+                return
+            outcome = handler.fn(workflow, *values)
+            if handler.is_async:
+                await outcome
+        finally:
+            self._handlers_running -= 1
 
     def _instance(self) -> Any:  # noqa: ANN401 - an object of the author's class
         if self._object is None and self.definition.cls is not None:
@@ -301,20 +331,6 @@ class Instance:
     def _finish(self, terminal: Terminal) -> None:
         if self.terminal is None:  # the first one counts
             self.terminal = terminal
-
-    def _finish_cancelled(self, error: BaseException) -> None:
-        failure = to_failure(error, self.converter)
-        self._finish(RunCanceled(failure) if self.cancel_reason is not None else RunFailed(failure))
-
-    def _finish_failed(self, error: Exception) -> None:
-        if is_cancellation(error) and self.cancel_reason is not None:
-            self._finish_cancelled(error)
-        elif isinstance(error, OrchestratorError) and not isinstance(error, FailureError | PayloadError):
-            self._turn_error = self._turn_error or error
-        elif isinstance(error, FailureError | TimeoutError | PayloadError) or self.definition.on_exception == "fail":
-            self._finish(RunFailed(to_failure(error, self.converter)))
-        else:
-            self._turn_error = self._turn_error or error
 
     # --- what author code may ask for ------------------------------------------------------------------------------------
 
@@ -329,25 +345,54 @@ class Instance:
         """Signal handlers that have not returned."""
         return self._handlers_running
 
+    @property
+    def random(self) -> random.Random:
+        """The run's own random generator, seeded with the run's id."""
+        if self._random is None:
+            self._random = random.Random(self.run_started.run_id)  # noqa: S311 - reproducible on purpose
+        return self._random
+
     def check_writable(self, call: str) -> None:
         """Raise unless author code may change the run right now."""
         if self._read_only is not None:
             message = f"{call} is not possible inside {self._read_only}: it would change the run. Send a signal to change something."
             raise ReadOnlyContext(message)
+        if self._closed:  # a `finally` block of a run that leaves memory; a BaseException, so that no `except Exception` goes on
+            message = "the run leaves memory"
+            raise EngineStop(message)
 
-    def schedule_activity(self, scheduled: ActivityScheduled, *, returns: Any, cancellation: CancellationType) -> Operation:  # noqa: ANN401 - a type annotation
-        """Ask for an activity. `scheduled.seq` and an empty `activity_id` are filled in here, in code order."""
-        self.check_writable("start_activity")
-        self._check_room()
+    def refuse_callback(self) -> None:
+        """Waiting code was woken up by a query: refuse, and give this instance up, since the waiter cannot be put to sleep again."""
+        if not self._closed:
+            self.spoiled = True
+            self.check_writable("waking up code that waits")
+
+    def take_seq(self, call: str) -> int:
+        """The next number for something to wait for, in code order; refuses where nothing may change or too much is pending."""
+        self.check_writable(call)
+        if len(self._operations) + len(self._timers) >= PENDING_MAX:
+            message = (
+                f"this run already waits for {PENDING_MAX:,} activities and timers; bound the fan-out (asyncio.Semaphore), "
+                f"or split the work into several workflows"
+            )
+            raise TooManyPending(message)
         self._seq += 1
-        command = replace(scheduled, seq=self._seq, activity_id=scheduled.activity_id or str(self._seq))
+        return self._seq
+
+    def schedule_activity(self, command: ActivityScheduled, *, returns: Any, cancellation: CancellationType) -> Operation:  # noqa: ANN401 - a type annotation
+        """Ask for an activity, whose number came from `take_seq`."""
         operation = Operation(command, returns, cancellation)
         self._operations[command.seq] = operation
         self._commands["activity", command.seq] = command
         return operation
 
+    def is_pending(self, activity_id: str) -> bool:
+        """Whether the run waits for an activity of that id."""
+        return any(operation.command.activity_id == activity_id for operation in self._operations.values())
+
     async def outcome(self, operation: Operation) -> Any:  # noqa: ANN401 - whatever the activity returns
         """Wait for an activity. Cancelling the wait asks the activity to cancel; the wait ends when the activity's end is known."""
+        operation.awaited = True
         while operation.outcome is None:
             operation.waiter = self.loop.create_future()
             try:
@@ -361,7 +406,7 @@ class Instance:
                     task.uncancel()
         succeeded, value = operation.outcome
         if succeeded:
-            return self.converter.decode(value, operation.returns)
+            return self.converter.decode(value, operation.returns, what=f"the result of activity {operation.command.type!r}")
         raise value
 
     def cancel_operation(self, operation: Operation) -> None:
@@ -382,17 +427,20 @@ class Instance:
 
     def start_timer(self, fire_at: float, fire: Callable[[], None], summary: str = "") -> int:
         """Ask for a durable timer that calls `fire`; returns its sequence number."""
-        self.check_writable("a timer")
-        self._check_room()
-        self._seq += 1
-        self._timers[self._seq] = fire
-        self._commands["timer", self._seq] = TimerStarted(seq=self._seq, fire_at=round(fire_at, 3), summary=summary)
-        return self._seq
+        if fire_at != fire_at:  # noqa: PLR0124 - NaN is the only value that differs from itself
+            message = "a timer needs a number of seconds, not NaN"
+            raise InvalidArgument(message)
+        seq = self.take_seq("a timer")
+        self._timers[seq] = fire
+        self._commands["timer", seq] = TimerStarted(seq, round(min(fire_at, FIRE_AT_MAX), 3), summary)
+        return seq
 
     def cancel_timer(self, seq: int) -> None:
         """The timer is no longer wanted."""
-        if self._timers.pop(seq, None) is None or self._read_only is not None:
+        if self._closed or seq not in self._timers:  # it has fired, or nobody is there to care
             return
+        self.check_writable("cancelling a timer")
+        del self._timers[seq]
         if self._commands.pop(("timer", seq), None) is None:
             self._commands["timer_cancel", seq] = TimerCanceled(seq=seq)
 
@@ -413,8 +461,7 @@ class Instance:
         waiting = [signal for signal in self._buffered if signal.name == name]
         self._buffered = [signal for signal in self._buffered if signal.name != name]
         for signal in waiting:
-            self._handlers_running += 1
-            self.loop.create_task(self._top_level(partial(self._handle, handler, signal), "signal"), name=f"signal {name}")
+            self._deliver(handler, signal)
 
     def set_query_handler(self, name: str, handler: Handler | None) -> None:
         """Put a handler in place, or take it away."""
@@ -428,14 +475,6 @@ class Instance:
         """Keep a remark for the worker's log; the worker takes them away after the turn."""
         if not self.replaying:
             self.remarks.append(message)
-
-    def _check_room(self) -> None:
-        if len(self._operations) + len(self._timers) >= PENDING_MAX:
-            message = (
-                f"this run already waits for {PENDING_MAX:,} activities and timers; bound the fan-out (asyncio.Semaphore), "
-                f"or split the work into several workflows"
-            )
-            raise TooManyPending(message)
 
 
 def _activity_error(command: ActivityScheduled, retry_state: str, cause: BaseException) -> ActivityError:

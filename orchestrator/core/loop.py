@@ -9,13 +9,19 @@ from __future__ import annotations
 import asyncio
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
+from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from orchestrator.errors import NonDeterministicCall
+from orchestrator.errors import EngineStop, NonDeterministicCall
 
 T = TypeVar("T")
+
+CLOSE_TRIES_MAX = 100  # awaits in `finally` blocks that a coroutine may insist on as it is closed
+STACK_FRAMES_MAX = 100  # of one coroutine in a stack trace
+
+_CORE = __file__.rpartition("/")[0]
 
 
 class Owner(Protocol):
@@ -69,10 +75,20 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                     # Its task keeps it for whoever awaits that task; the process is not the workflow's to end.
                     self.owner.complain("SystemExit inside a workflow ends its task, not the process")
 
-    def abandon(self) -> None:
-        """Forget what is queued: the run leaves memory."""
+    def close_tasks(self) -> None:
+        """Close every coroutine here and now, and forget what is queued: the run leaves memory."""
+        for task in list(self.tasks):
+            _close(task.get_coro())
         self._ready.clear()
         self.tasks.clear()
+
+    def stack_trace(self) -> str:
+        """Where each coroutine waits, the innermost frame last."""
+        lines = []
+        for task in sorted(self.tasks, key=lambda task: task.get_name()):
+            lines.append(task.get_name())
+            lines += [f"  {frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_qualname}" for frame in _frames(task.get_coro())]
+        return "\n".join(lines)
 
     def __enter__(self) -> None:
         """Become the running loop of this thread."""
@@ -234,6 +250,26 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 class _DurableTimer(asyncio.TimerHandle):
     __slots__ = ("seq",)
     seq: int
+
+
+def _close(coroutine: Any) -> None:  # noqa: ANN401 - asyncio knows several kinds
+    for _ in range(CLOSE_TRIES_MAX):
+        try:
+            coroutine.close()
+        except (Exception, EngineStop):  # noqa: S112 - a `finally` that awaits or raises: once more; the run lives on in its history
+            continue
+        return
+
+
+def _frames(coroutine: Any) -> Iterator[FrameType]:  # noqa: ANN401 - a coroutine, a generator or another awaitable
+    """The frames through which a coroutine waits, outermost first, without the engine's own."""
+    for _ in range(STACK_FRAMES_MAX):
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        if frame is None:
+            return
+        if not frame.f_code.co_filename.startswith(_CORE):
+            yield frame
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
 
 
 def _refuse(call: str) -> NoReturn:

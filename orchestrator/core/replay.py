@@ -13,8 +13,8 @@ from itertools import zip_longest
 from orchestrator.core.definitions import WorkflowDefinition
 from orchestrator.core.instance import Instance
 from orchestrator.core.payloads import PayloadConverter
-from orchestrator.errors import Divergence
-from schemas.history import CLOSES, TERMINALS, ActivityScheduled, Arrival, Close, Command, Terminal, Turn
+from orchestrator.errors import Divergence, HistoryTooNew
+from schemas.history import CLOSES, FLAGS_NOW, TERMINALS, ActivityScheduled, Arrival, Close, Command, Terminal, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,10 @@ def decide(
 ) -> Decision:
     """Replay `history`, then take the next turn with `arrivals` at time `at`."""
     instance = revive(definition, history, converter)
-    return step(instance, arrivals, at=at)
+    try:
+        return step(instance, arrivals, at=at)
+    finally:
+        instance.close()
 
 
 def step(instance: Instance, arrivals: Sequence[Arrival], *, at: float) -> Decision:
@@ -44,15 +47,24 @@ def step(instance: Instance, arrivals: Sequence[Arrival], *, at: float) -> Decis
 
 
 def revive(definition: WorkflowDefinition, history: Sequence[Turn], converter: PayloadConverter) -> Instance:
-    """The instance that stands at the end of `history`. Raises Divergence, and what `Instance.activate` raises."""
+    """The instance that stands at the end of `history`. Raises Divergence, HistoryTooNew, and what `Instance.activate` raises."""
     instance = Instance(definition, converter)
-    for turn in history:
-        replay(instance, turn)
+    try:
+        for turn in history:
+            replay(instance, turn)
+    except BaseException:
+        instance.close()
+        raise
     return instance
 
 
 def replay(instance: Instance, turn: Turn) -> None:
     """Feed one recorded turn to the code."""
+    if turn.flags & ~FLAGS_NOW:
+        message = (
+            f"turn {turn.turn} was taken with behaviours {turn.flags & ~FLAGS_NOW:#x} that this version does not know; update this worker"
+        )
+        raise HistoryTooNew(message)
     if any(isinstance(command, CLOSES) for command in turn.commands):
         instance.turn += 1  # closed from outside: the code had no part in it
         return

@@ -59,5 +59,5 @@ def backoff_s(policy: RetryPolicy, attempt: int) -> float:
     try:
         growth = policy.backoff_coefficient ** (attempt - 1)
     except OverflowError:  # beyond 1e308; the maximum has been reached long before
-        return policy.maximum_interval_s
+        return policy.maximum_interval_s if policy.initial_interval_s else 0.0
     return min(policy.initial_interval_s * growth, policy.maximum_interval_s)

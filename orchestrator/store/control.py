@@ -7,7 +7,6 @@ from typing import Any
 
 from orchestrator.store import documents
 from orchestrator.store.transaction import Transaction
-from schemas.history import Failure, Json
 from schemas.runs import DeadLetter, Question
 
 DEAD_LETTERS_PAGE_MAX = 1000
@@ -29,7 +28,8 @@ SELECT {_QUESTION_COLUMNS} FROM queries
 WHERE answered_at IS NULL AND {{in queue :queues}} AND {{in type :types}} ORDER BY asked_at LIMIT :batch_max
 """  # noqa: S608 - columns of our own
 _ANSWER = """
-UPDATE queries SET answer = :answer, failure = :failure, answered_at = {now} WHERE id = :id AND answered_at IS NULL RETURNING id
+UPDATE queries SET answer = v.answer, failure = v.failure, answered_at = {now} FROM {rows id:text, answer:text, failure:text}
+WHERE queries.id = v.id AND queries.answered_at IS NULL RETURNING queries.id
 """
 _ANSWERED = f"SELECT {_QUESTION_COLUMNS} FROM queries WHERE {{in id :ids}} AND answered_at IS NOT NULL"  # noqa: S608 - columns of our own
 _PRUNE_QUESTIONS = "DELETE FROM queries WHERE asked_at <= {now} - :older_than_s RETURNING id"
@@ -76,10 +76,10 @@ def questions(tx: Transaction, queues: Sequence[str], types: Sequence[str], batc
     return [_question(row) for row in tx.run(_QUESTIONS, queues=list(queues), types=list(types), batch_max=batch_max)]
 
 
-def answer(tx: Transaction, question_id: str, *, answer: Json = None, failure: Failure | None = None) -> bool:
-    """Answer a query; False if another worker was faster or the asker has gone."""
-    found = tx.run(_ANSWER, id=question_id, answer=documents.dump(answer), failure=documents.dump_unless_none(failure))
-    return bool(found)
+def answer(tx: Transaction, answers: Sequence[Question]) -> set[str]:
+    """Keep the answers in these questions; return the ids of those that were still open: the first answer wins."""
+    rows = [(q.id, documents.dump(q.answer), documents.dump_unless_none(q.failure)) for q in answers]
+    return {question_id for (question_id,) in tx.run_rows(_ANSWER, sorted(rows))}
 
 
 def answered(tx: Transaction, ids: Sequence[str]) -> list[Question]:

@@ -174,7 +174,7 @@ def commit(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
     for turn in standing:
         if turn.continued_as is not None:
             _continue(tx, turn.continued_as)
-    tx.send_rows(_GIVE_BACK, [(turn.run_id, turn.epoch) for turn in turns if turn.run_id in lost], worker=worker)
+    tx.send_rows(_GIVE_BACK, sorted((turn.run_id, turn.epoch) for turn in turns if turn.run_id in lost), worker=worker)
     return Committed(frozenset(lost))
 
 

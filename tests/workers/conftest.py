@@ -39,7 +39,11 @@ class Worker:
         return self.app.send_task(name, args, **options)
 
     def control(self, command: str, **arguments: object) -> Any:
-        replies = self.app.control.broadcast(command, arguments=arguments, destination=[self.node], reply=True, timeout=5)
+        # A connection of its own: what a test proves is that the worker reconnects, not that its caller does.
+        with self.app.connection_for_write() as line:
+            replies = self.app.control.broadcast(
+                command, arguments=arguments, destination=[self.node], reply=True, timeout=5, connection=line
+            )
         return replies[0][self.node] if replies else None
 
     @property
