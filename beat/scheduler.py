@@ -22,7 +22,7 @@ from celery.beat import Scheduler, SchedulingError
 from kombu.exceptions import OperationalError
 
 from beat.ticks import Rounds
-from orchestrator.celery import orchestrator_of
+from orchestrator.celery import check_or_refuse, orchestrator_of
 from orchestrator.clock import utc
 from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
 from orchestrator.store import Transaction, control
@@ -41,8 +41,10 @@ class StoreScheduler(Scheduler):
     # Celery's own would wait for the broker inside the tick, and all timers with it.
     producer: Any = None
 
-    def __init__(self, app: Celery, **options: Any) -> None:  # noqa: ANN401 - Celery's options, handed on
+    def __init__(self, app: Celery, *, lazy: bool = False, **options: Any) -> None:  # noqa: ANN401 - Celery's options, handed on
         self._ours = orchestrator_of(app)
+        if lazy:  # made for the banner of a beat that starts, which would be the first to stumble over a wrong URL
+            check_or_refuse(self._ours)
         self._clock = self._ours.clock
         self._holder = f"{platform.node()}:{os.getpid()}:{self._clock.fresh_id()}"
         self._active: bool | None = None  # None: not known yet
@@ -52,7 +54,7 @@ class StoreScheduler(Scheduler):
         self._clock_offset = self._clock.now() - self._clock.monotonic()
         self._complained: set[str] = set()
         self._in_tick = False
-        super().__init__(app, **options)
+        super().__init__(app, lazy=lazy, **options)
 
     def setup_schedule(self) -> None:
         """The entries of the configuration; their times come from the store when this beat takes over."""

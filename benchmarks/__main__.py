@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Run:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and tell; the exit code is 0, 1 (a peer failed), 2 (misused) or 130 (interrupted)."""
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with everything that was started
     console = Console(stderr=options.json)
     workloads = [WORKLOADS[name] for name in options.workloads]
     run = Run()

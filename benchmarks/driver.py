@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -26,6 +27,7 @@ class Driver:
     def __init__(self, name: str, env: Env) -> None:
         context = multiprocessing.get_context("spawn")
         self.name = name
+        self._busy = False
         self._line, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, env, theirs), name=f"benchmark-{name}")
         self._process.start()
@@ -63,10 +65,10 @@ class Driver:
         return cast("dict[str, str]", self._call("versions"))
 
     def close(self) -> None:
-        """Let it tear down; whatever stays of it is killed."""
+        """Let it tear down, unless it is in the middle of a call that nobody waits for any more; whatever stays of it is killed."""
         family = _family(self._process.pid)
         self._line.close()
-        self._process.join(GOODBYE_MAX_S)
+        self._process.join(0 if self._busy else GOODBYE_MAX_S)
         for process in family:
             if process.is_running():
                 process.kill()
@@ -75,9 +77,11 @@ class Driver:
     def _call(self, verb: str, *args: Any) -> Any:  # noqa: ANN401 - what `Peer` says
         try:
             self._line.send((verb, args))
+            self._busy = True
             if not self._line.poll(CALL_MAX_S):
                 raise PeerFailed(f"{self.name} did not answer to {verb}{args} within {CALL_MAX_S:.0f} s.")
             error, value = self._line.recv()
+            self._busy = False
         except (EOFError, BrokenPipeError):
             self._process.join(GOODBYE_MAX_S)
             raise PeerFailed(f"the process of {self.name} ended with status {self._process.exitcode}; what it said is above.") from None
@@ -94,8 +98,18 @@ def _family(pid: int | None) -> list[psutil.Process]:
         return []
 
 
+def _follow_parent() -> None:
+    """Kill all of this peer when the run itself was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is a child"
+    parent.join()
+    for process in reversed(_family(os.getpid())):
+        process.kill()
+
+
 def _serve(name: str, env: Env, line: Connection) -> None:
     """Answer calls until the other end closes."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who called us: it closes the line
     os.environ[FOLDER_VARIABLE] = str(env.effects)
     for variable in [key for key in os.environ if key.startswith("ORCHESTRATOR_")]:

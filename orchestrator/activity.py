@@ -1,11 +1,13 @@
 """What authors of activities import; law: an activity knows its attempt and nothing of how it is stored or carried.
 
-from orchestrator import activity
+A function becomes an activity by its decorator:
 
-@activity.defn
-def compose(name: str) -> str:
-    activity.heartbeat("half-way")
-    return f"Hello {name}"
+    from orchestrator import activity
+
+    @activity.defn
+    def compose(name: str) -> str:
+        activity.heartbeat("half-way")
+        return f"Hello {name}"
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from orchestrator.core.definitions import ActivityDefinition, is_coroutine_function, register_activity, valid_name
 from orchestrator.core.signatures import CallSignature
-from orchestrator.errors import InvalidArgument
+from orchestrator.errors import InvalidArgument, InvalidDefinition
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -33,10 +35,17 @@ def defn(fn: Any = None, *, name: str | None = None) -> Any:
     """Declare an activity: a function with effects, sync or async, with positional parameters that payloads can carry."""
 
     def declare(real: Any) -> Any:  # noqa: ANN401 - any callable
+        if not callable(real) or isinstance(real, type):
+            message = f"@activity.defn is for functions, not for {real!r}"
+            raise InvalidDefinition(message)
+        signature = CallSignature.of(real, skip_self=False)
+        if signature.parameters and signature.parameters[0].name in {"self", "cls"}:
+            message = f"{signature.name} is a method, and nobody would give it its {signature.parameters[0].name}; make it a function"
+            raise InvalidDefinition(message)
         definition = ActivityDefinition(
             name=valid_name("activity name", name or getattr(real, "__name__", type(real).__name__)),
             fn=real,
-            signature=CallSignature.of(real, skip_self=False),
+            signature=signature,
             is_async=is_coroutine_function(real),
         )
         register_activity(definition)

@@ -180,6 +180,14 @@ def orchestrator_of(app: Celery) -> Orchestrator:
     return found
 
 
+def check_or_refuse(ours: Orchestrator) -> None:
+    """End the process unless it can start here."""
+    try:
+        ours.check()
+    except OrchestratorError as error:
+        refuse(error)
+
+
 def refuse(error: OrchestratorError) -> NoReturn:
     """End a process that cannot start: one sentence for people, no traceback, exit code 1."""
     # Celery may have put a logger in the place of stderr.
@@ -220,7 +228,7 @@ def _import_included(sender: Celery, **_: Any) -> None:  # noqa: ANN401 - signal
 def _check_worker(instance: Any, **_: Any) -> None:  # noqa: ANN401 - signals add what they like
     ours = _KNOWN.get(instance.app)
     if ours is not None:
-        _check_or_refuse(ours)
+        check_or_refuse(ours)
         instance.app.loader.import_task_module(STEPS).install(instance.app)
 
 
@@ -235,11 +243,4 @@ def _import_steps(sender: Any, **_: Any) -> None:  # noqa: ANN401 - signals add 
 def _check_beat(sender: Any, **_: Any) -> None:  # noqa: ANN401 - signals add what they like
     ours = _KNOWN.get(sender.app)
     if ours is not None:
-        _check_or_refuse(ours)
-
-
-def _check_or_refuse(ours: Orchestrator) -> None:
-    try:
-        ours.check()
-    except OrchestratorError as error:
-        refuse(error)
+        check_or_refuse(ours)

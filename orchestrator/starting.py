@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from orchestrator.clock import Clock
 from orchestrator.core.definitions import WORKFLOWS, Handler, WorkflowDefinition, valid_name
-from orchestrator.core.payloads import CallSignature, PayloadConverter
+from orchestrator.core.payloads import PayloadConverter
+from orchestrator.core.signatures import CallSignature
 from orchestrator.errors import InvalidArgument
 from orchestrator.workflow import Duration, definition_of, seconds_of
 from schemas.history import Json, RunStarted, SignalReceived

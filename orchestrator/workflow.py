@@ -119,7 +119,7 @@ def defn(target: Any = None, *, name: str | None = None, on_exception: OnExcepti
     """
 
     def declare_it(real: Any) -> Any:  # noqa: ANN401 - a class or a function
-        given = name or getattr(real, "__name__", type(real).__name__)
+        given = name or str(getattr(real, "__name__", type(real).__name__))
         if isinstance(real, type):
             definition = declare.class_definition(real, given, on_exception)
             register_workflow(definition)

@@ -231,11 +231,8 @@ class CoroutineJob(TaskJob):
         self._pool.loop.spawn(self._first_half(), self._variables, self._keep, self._ended)
 
     def forget(self) -> None:
-        """Leave the gate."""
-        if not self.begun:
-            self._forgotten = True
-            self._pool.settled(self)
-            self._pool.loop.call_soon(self._cancel)
+        """Leave the gate; decided on the loop's thread, where it might begin at this moment."""
+        self._pool.loop.call_soon(self._forget)
 
     def terminate(self, signal: int | None = None) -> None:
         """Cancel the coroutine at its next await."""
@@ -288,6 +285,12 @@ class CoroutineJob(TaskJob):
         assert awaited is not None, "only coroutine tasks come here"
         await awaited.attend(self._context, self.interruption, self._store_started)
 
+    def _forget(self) -> None:
+        if not self.begun:
+            self._forgotten = True
+            self._pool.settled(self)
+            self._cancel()
+
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._task = task
 
@@ -300,8 +303,10 @@ class CoroutineJob(TaskJob):
         self._over = True
         if not task.cancelled() and self._error is None:
             self._error = task.exception()
-        if not self.begun or self._error is not None or task.cancelled() or self._pool.closing:
-            self.answer(None, self._error or Interruption("it never began")) if not self._forgotten else self._leave()
+        if self._forgotten:
+            self._leave()
+        elif not self.begun or self._error is not None or task.cancelled() or self._pool.closing:
+            self.answer(None, self._error or Interruption("it never began"))
         else:
             self._pool.concluders.submit(self._variables.run, self._second_half)
 

@@ -222,7 +222,7 @@ def seconds_of(duration: Duration, what: str) -> float:
 
 def check_summary(summary: str) -> str:
     """The summary, if it is a line that people can be shown."""
-    if not isinstance(summary, str) or len(summary) > SUMMARY_CHARACTERS_MAX:
+    if type(summary) is not str or len(summary) > SUMMARY_CHARACTERS_MAX:
         message = f"a summary must be text of at most {SUMMARY_CHARACTERS_MAX} characters"
         raise InvalidArgument(message)
     return summary
@@ -235,9 +235,6 @@ class _Target:
     type: str
     signature: CallSignature | None
     task: bool
-
-
-_TIMEOUTS = ("schedule_to_start_timeout", "start_to_close_timeout", "schedule_to_close_timeout", "heartbeat_timeout")
 
 
 def _schedule(
@@ -270,7 +267,6 @@ def _with_options(instance: Instance, target: _Target, payloads: tuple[Any, ...]
     if unknown:
         message = f"{what}: there is no option {', '.join(sorted(unknown))}; there are {', '.join(ActivityOptions.__annotations__)}"
         raise TypeError(message)
-    timeouts = [None if (value := options.get(name)) is None else seconds_of(value, f"{what}: {name}") for name in _TIMEOUTS]  # type: ignore[arg-type] # a timeout by its name
     kwargs = options.get("kwargs")
     if kwargs and not target.task:
         _refuse(what, "takes positional arguments only; kwargs are for Celery tasks")
@@ -290,9 +286,28 @@ def _with_options(instance: Instance, target: _Target, payloads: tuple[Any, ...]
     encode = instance.converter.encode
     written = {key: encode(value, what=f"{what}: {key}") for key, value in kwargs.items()} if kwargs else None
     summary = check_summary(options.get("summary", ""))
+    timeouts = {
+        "schedule_to_start_s": options.get("schedule_to_start_timeout"),
+        "start_to_close_s": options.get("start_to_close_timeout"),
+        "schedule_to_close_s": options.get("schedule_to_close_timeout"),
+        "heartbeat_s": options.get("heartbeat_timeout"),
+    }
+    seconds: dict[str, Any] = {
+        name: seconds_of(value, f"{what}: {name.removesuffix('_s')}_timeout") for name, value in timeouts.items() if value is not None
+    }
     seq = instance.take_seq("an activity")
     return ActivityScheduled(
-        seq, activity_id or str(seq), target.type, payloads, written, queue, target.task, *timeouts, retry, priority, summary
+        seq,
+        activity_id or str(seq),
+        target.type,
+        payloads,
+        written,
+        queue,
+        target.task,
+        retry=retry,
+        priority=priority,
+        summary=summary,
+        **seconds,
     )
 
 

@@ -82,7 +82,7 @@ class Instance:
     def __init__(self, definition: WorkflowDefinition, converter: PayloadConverter) -> None:
         self.definition = definition
         self.converter = converter
-        self.loop = WorkflowLoop(self)
+        self.loop = WorkflowLoop(self)  # type: ignore[abstract] # the module of the loop fills in what asyncio leaves open
         self.started: RunStarted | None = None
         self.turn = 0
         self.history_events = 0

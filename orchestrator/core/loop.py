@@ -68,7 +68,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         ready = self._ready
         while ready:
             handle = ready.popleft()
-            if not handle._cancelled:  # type: ignore[attr-defined] # noqa: SLF001 - `cancelled()`, without the call
+            if not handle._cancelled:  # noqa: SLF001 - `cancelled()`, without the call
                 try:
                     handle._run()  # noqa: SLF001 - the one way to run a handle; stable since Python 3.4
                 except SystemExit:
@@ -101,7 +101,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     # --- what asyncio needs ----------------------------------------------------------------------------------------------
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:  # noqa: ANN401 - asyncio's signature
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override] # noqa: ANN401 - asyncio's signature, without its type variables
         """Run `callback` in this drain, after all that is queued already."""
         handle = asyncio.Handle(callback, args, self, context)
         if self.accepting:
@@ -110,11 +110,11 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             self.owner.refuse_callback()
         return handle
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # noqa: ANN401 - asyncio's signature
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # type: ignore[override] # noqa: ANN401 - asyncio's signature, without its type variables
         """Run `callback` `delay` seconds from now, by a durable timer."""
         return self.call_at(self.now + delay, callback, *args, context=context)
 
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # noqa: ANN401 - asyncio's signature
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # type: ignore[override] # noqa: ANN401 - asyncio's signature, without its type variables
         """Run `callback` at `when`, by a durable timer."""
         handle = _DurableTimer(when, callback, list(args), self, context)
 
@@ -180,7 +180,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def get_task_factory(self) -> None:
         """There is none."""
-        return
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """An exception of a bare callback fails the turn; one of a task that nobody awaits is worth a remark, as in any asyncio program."""
@@ -197,55 +196,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """As `call_exception_handler`."""
         self.call_exception_handler(context)
 
-    async def shutdown_asyncgens(self) -> None:
-        """Nothing to do."""
-
-    # --- what a workflow must not do -------------------------------------------------------------------------------------
-
-    def call_soon_threadsafe(self, *_: object, **__: object) -> NoReturn:
-        """Refused: another thread's timing is not in the history."""
-        _refuse("call_soon_threadsafe")
-
-    def run_in_executor(self, *_: object, **__: object) -> NoReturn:
-        """Refused: `asyncio.to_thread` and executors do work that the history does not know."""
-        _refuse("run_in_executor")
-
-    def run_until_complete(self, *_: object) -> NoReturn:
-        """Refused: the engine runs this loop."""
-        _refuse("run_until_complete")
-
-    def run_forever(self) -> NoReturn:
-        """Refused: the engine runs this loop."""
-        _refuse("run_forever")
-
-    def stop(self) -> NoReturn:
-        """Refused: the engine runs this loop."""
-        _refuse("stop")
-
-    async def getaddrinfo(self, *_: object, **__: object) -> NoReturn:
-        """Refused: network."""
-        _refuse("getaddrinfo")
-
-    async def create_connection(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override] # refuses every overload
-        """Refused: network."""
-        _refuse("create_connection")
-
-    async def create_server(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override] # refuses every overload
-        """Refused: network."""
-        _refuse("create_server")
-
-    async def subprocess_exec(self, *_: object, **__: object) -> NoReturn:
-        """Refused: processes."""
-        _refuse("subprocess_exec")
-
-    async def subprocess_shell(self, *_: object, **__: object) -> NoReturn:
-        """Refused: processes."""
-        _refuse("subprocess_shell")
-
-    def add_signal_handler(self, *_: object) -> NoReturn:
-        """Refused: the process is not the workflow's."""
-        _refuse("add_signal_handler")
-
 
 class _DurableTimer(asyncio.TimerHandle):
     __slots__ = ("seq",)
@@ -256,7 +206,7 @@ def _close(coroutine: Any) -> None:  # noqa: ANN401 - asyncio knows several kind
     for _ in range(CLOSE_TRIES_MAX):
         try:
             coroutine.close()
-        except (Exception, EngineStop):  # noqa: S112 - a `finally` that awaits or raises: once more; the run lives on in its history
+        except (Exception, EngineStop):  # noqa: BLE001, S112 - a `finally` that awaits or raises: once more; the run lives on in its history
             continue
         return
 
@@ -272,6 +222,15 @@ def _frames(coroutine: Any) -> Iterator[FrameType]:  # noqa: ANN401 - a coroutin
         coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
 
 
-def _refuse(call: str) -> NoReturn:
-    message = f"asyncio's {call} is not possible in a workflow, because a replay could not repeat it. Do it in an activity."
-    raise NonDeterministicCall(message)
+def _refusal(call: str) -> Callable[..., NoReturn]:
+    def refuse(self: WorkflowLoop, *_: object, **__: object) -> NoReturn:
+        message = f"asyncio's {call} is not possible in a workflow, because a replay could not repeat it. Do it in an activity."
+        raise NonDeterministicCall(message)
+
+    return refuse
+
+
+# Threads, executors, sockets, processes, signals, and running the loop: all that asyncio offers and this loop does not.
+for _name, _method in vars(asyncio.AbstractEventLoop).items():
+    if not _name.startswith("_") and getattr(WorkflowLoop, _name) is _method:
+        setattr(WorkflowLoop, _name, _refusal(_name))

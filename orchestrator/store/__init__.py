@@ -270,6 +270,8 @@ def _broken(lent: PoolProxiedConnection, error: BaseException) -> bool:
 def _of_the_world(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE_WORLD
+    if isinstance(error, psycopg.errors.PipelineAborted):  # somebody caught the error before it and went on
+        return False
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):  # a standby after a failover
         return True
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | sqlalchemy.exc.TimeoutError)

@@ -23,7 +23,7 @@ numbers = itertools.count(1)
 
 class MovableClock:
     def __init__(self) -> None:
-        self.wall = 1_800_000_000.0
+        self.wall = SYSTEM.now()
         self.steady = 100.0
 
     def now(self) -> float:
@@ -109,6 +109,7 @@ def make_beat(sqlite_url: str, clock: MovableClock, queue: str) -> Iterator[Make
     def make(*, database: str = sqlite_url, broker: str = "memory://", **entries) -> StoreScheduler:
         app = Celery("shop", broker=broker, set_as_current=False)
         Orchestrator(app, settings=load({}, database_url=database), clock=clock)
+        app.conf.result_expires = None  # its nightly entry lives on the real clock
         app.conf.beat_schedule = entries or {"tock": every(10, clock, queue)}
         beat = StoreScheduler(app)
         made.append(beat)

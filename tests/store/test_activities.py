@@ -153,7 +153,7 @@ def test_a_beat_of_a_closed_run_is_told_to_stop(desk):
 
 
 @pytest.mark.parametrize(
-    ("timeouts", "eager", "late"),
+    "timeouts, eager, late",
     [
         ({"schedule_to_start_s": -1.0}, False, True),
         ({"schedule_to_start_s": -1.0}, True, False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 
 from orchestrator.errors import InvalidFilter
@@ -25,7 +27,7 @@ def test_pages_go_from_the_newest_to_the_oldest_without_gap_or_repeat(desk):
         desk.start(f"w-{n}")
     found = pages(desk, limit=3)
     assert [len(page) for page in found] == [3, 3, 3, 1]
-    assert sorted(sum(found, [])) == sorted(f"w-{n}" for n in range(10))
+    assert sorted(chain.from_iterable(found)) == sorted(f"w-{n}" for n in range(10))
     assert found[0] == ["w-9", "w-8", "w-7"]
     assert desk.ask(listing.count_runs, RunFilter(limit=3)) == 10
 
@@ -39,7 +41,7 @@ def test_filters_can_be_combined(desk):
     now = desk.rows("SELECT {now}")[0][0]
 
     def found(**wanted):
-        names = sorted(sum(pages(desk, **wanted), []))
+        names = sorted(chain.from_iterable(pages(desk, **wanted)))
         assert desk.ask(listing.count_runs, RunFilter(**wanted)) == len(names)
         return names
 

@@ -64,7 +64,7 @@ def test_an_existing_run_is_terminated_for_a_start_that_wants_its_place(desk):
 
 
 @pytest.mark.parametrize(
-    ("reuse", "closed", "created"),
+    "reuse, closed, created",
     [
         (IdReusePolicy.ALLOW_DUPLICATE, Status.COMPLETED, True),
         (IdReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY, Status.COMPLETED, False),

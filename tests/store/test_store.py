@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sqlite3
 import threading
 import warnings
 
+import psycopg
 import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
@@ -25,9 +27,13 @@ class Stop(Exception):
 
 
 def test_a_transaction_is_all_or_nothing(desk):
-    with pytest.raises(Stop), desk.store.transaction() as tx:
-        runs.start(tx, [desk.new("order-1")])
-        raise Stop
+    def start_and_stop():
+        with desk.store.transaction() as tx:
+            runs.start(tx, [desk.new("order-1")])
+            raise Stop
+
+    with pytest.raises(Stop):
+        start_and_stop()
     assert desk.count("runs") == desk.count("inbox") == 0
     desk.start("order-1")
     assert desk.count("runs") == 1
@@ -41,12 +47,23 @@ def test_a_reader_sees_one_moment_and_waits_for_nobody(desk, rival):
     assert rival.count("runs") == 1
 
 
-def test_a_failed_statement_cannot_be_committed_over(desk):
-    with pytest.raises(Exception, match="nothing was committed|UNIQUE|duplicate"), desk.store.transaction() as tx:
-        runs.start(tx, [desk.new("order-1")])
-        tx.run("INSERT INTO leases (name, holder, expires_at, epoch) VALUES ('a', 'b', 0, 0)")
-        tx.run("INSERT INTO leases (name, holder, expires_at, epoch) VALUES ('a', 'b', 0, 0)")
-    assert desk.count("runs") == 0
+def test_a_failed_statement_takes_the_transaction_with_it_though_it_is_caught(desk):
+    lease = "INSERT INTO leases (name, holder, expires_at, epoch) VALUES ('a', 'b', 0, 0)"
+
+    def start_and_fail():
+        with desk.store.transaction() as tx:
+            runs.start(tx, [desk.new("order-1")])
+            tx.run(lease)
+            with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
+                tx.run(lease + " RETURNING name")
+
+    if desk.store.dialect == "postgresql":
+        with pytest.raises(psycopg.errors.PipelineAborted):
+            start_and_fail()
+        assert desk.count("runs") == 0
+    else:
+        start_and_fail()  # SQLite undoes the statement and nothing else, and says so truthfully
+        assert desk.count("runs") == 1
 
 
 def test_each_commit_stands_between_two_crash_points(desk):
@@ -77,7 +94,7 @@ def test_the_clock_of_an_sqlite_store_can_be_moved():
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    "url, says",
     [
         ("nonsense", "cannot be read"),
         ("", "cannot be read"),
@@ -156,7 +173,7 @@ def test_connections_that_the_server_has_closed_cost_one_transaction(postgres_ur
 
 def test_a_deadlock_is_something_to_try_again(desk, rival):
     if desk.store.dialect == "sqlite":
-        with rival.store.transaction(), pytest.raises(DatabaseUnavailable, match="another process|Another process|busy"):
+        with rival.store.transaction(), pytest.raises(DatabaseUnavailable, match="Another process"):
             impatient(desk.store)
         return
     a, b = sorted([desk.start(), desk.start()])
@@ -216,13 +233,12 @@ def test_concurrent_upgrades_wait_for_each_other(database_url):
     assert [child.exitcode for child in children] == [0, 0]
 
 
-@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
 def test_the_migrations_make_what_the_tables_declare(store, database_url):
     engine = sqlalchemy.create_engine(database_url)
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        ours = {table.__tablename__ for table in vars(tables).values() if isinstance(table, type) and issubclass(table, SQLModel)} - {None}
-        assert "runs" in ours
+        include = tables.comparable_on_sqlite if store.dialect == "sqlite" else None
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "include_object": include})
+        assert "runs" in SQLModel.metadata.tables
         assert compare_metadata(context, SQLModel.metadata) == []
     engine.dispose()
 

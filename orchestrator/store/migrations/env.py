@@ -17,7 +17,13 @@ def migrate(connection: Connection) -> None:
     views = [view.strip() for view in VIEWS.read_text(encoding="utf-8").split(";") if view.strip()]
     for view in reversed(views):
         connection.exec_driver_sql(f"DROP VIEW IF EXISTS {view.split()[2]}")
-    context.configure(connection=connection, target_metadata=METADATA, render_as_batch=True, transactional_ddl=True)
+    context.configure(
+        connection=connection,
+        target_metadata=METADATA,
+        render_as_batch=True,
+        transactional_ddl=True,
+        include_object=tables.comparable_on_sqlite if connection.dialect.name == "sqlite" else None,
+    )
     context.run_migrations()
     for view in views:
         connection.exec_driver_sql(render(connection.dialect.name, view).text)
