@@ -105,7 +105,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, for checking the harness")
     parser.add_argument("--json", action="store_true", help="print one line of JSON on stdout, everything else on stderr")
     parser.add_argument(
-        "--write", type=Path, metavar="FOLDER", help="write RESULTS.md there (default: this package's folder, with --quick nowhere)"
+        "--write",
+        type=Path,
+        metavar="FOLDER",
+        help="write RESULTS.md there (default: this package's folder for a complete run of enough rounds, else nowhere)",
     )
     options = parser.parse_args(arguments)
     options.workloads = list(dict.fromkeys(name.upper() for name in options.workloads)) or list(WORKLOADS)
@@ -113,7 +116,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.rounds is None:
         options.rounds = 1 if options.quick else ROUNDS
     complete = set(options.workloads) == set(WORKLOADS) and "ours" in options.peers and len(options.peers) > 1
-    if options.write is None and not options.quick and complete:
+    if options.write is None and not options.quick and complete and options.rounds >= ROUNDS:
         options.write = FOLDER
     if wrong := [name for name in options.workloads if name not in WORKLOADS]:
         parser.error(f"unknown workload {', '.join(wrong)}; there are {', '.join(WORKLOADS)}")

@@ -119,6 +119,12 @@ class Arena:
         return self.postgres_url.replace("+psycopg", "")
 
 
+def machine_cpu_s() -> float:
+    """CPU seconds that all programs of this machine have used so far."""
+    times = psutil.cpu_times()
+    return float(times.user + times.system + times.nice + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0))
+
+
 def _tree_cpu_s(pid: int) -> float:
     """Own time and that of ended children, over the living of the tree: what a process used moves to its parent when it ends."""
     total = 0.0

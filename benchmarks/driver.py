@@ -110,7 +110,8 @@ def _follow_parent() -> None:
 def _serve(name: str, env: Env, line: Connection) -> None:
     """Answer calls until the other end closes."""
     threading.Thread(target=_follow_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who called us: it closes the line
+    for which in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C is for the one who called us: it closes the line
+        signal.signal(which, signal.SIG_IGN)
     os.environ[FOLDER_VARIABLE] = str(env.effects)
     for variable in [key for key in os.environ if key.startswith("ORCHESTRATOR_")]:
         del os.environ[variable]  # a benchmark has default settings, whoever runs it

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 READY_MAX_S = 60.0
 STOP_MAX_S = 10.0
 LOG_TAIL_CHARS_MAX = 2_000
+
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class PeerFailed(RuntimeError):
@@ -49,6 +55,7 @@ class Pool:
                 stderr=out,
                 text=True,
                 start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one C function that was looked up before
             )
         self.processes.append(process)
         if ready_line:
@@ -100,3 +107,11 @@ class Pool:
             if line.strip() == wanted:
                 return
         raise PeerFailed(f"a worker ended before it was ready.\n{self.log_tail()}")
+
+
+def _die_with_parent() -> None:
+    """A peer that is killed takes its workers along; elsewhere than on Linux they stay, and only a kill leaves them."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the peer ignores it, and its workers would inherit that
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

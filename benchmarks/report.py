@@ -31,6 +31,9 @@ class Goal:
     times: float
 
 
+FOREIGN_MAX = 0.1
+"""Above this share of the CPU for other programs a figure is suspect."""
+
 GOALS = (Goal("W1", "dbos", 2.0), Goal("W2", "dbos", 5.0), Goal("W2", "celery", 2.0))
 
 
@@ -74,6 +77,14 @@ class Results:
     def rounds(self) -> int:
         """How many there were."""
         return len({sample.round for sample in self.samples})
+
+    @property
+    def noise(self) -> str:
+        """How quiet the machine was."""
+        shares = [sample.foreign for sample in self.samples]
+        loud = sum(share > FOREIGN_MAX for share in shares)
+        tail = f"; {loud} of {len(shares)} measurements had more than {FOREIGN_MAX:.0%} and are suspect" if loud else ""
+        return f"other programs used {statistics.median(shares):.0%} of the CPU (at most {max(shares):.0%}){tail}"
 
     def of(self, workload: str, peer: str) -> list[Sample]:
         """The samples of one cell, by round."""
@@ -126,7 +137,7 @@ def show(results: Results, console: Console) -> None:
             for line in lines[1:]:
                 table.add_row(*line)
             console.print(table)
-    for sentence in _twice(results):
+    for sentence in [*_twice(results), results.noise]:
         console.print(sentence)
 
 
@@ -135,6 +146,7 @@ def as_json(results: Results) -> dict[str, Any]:
     return {
         "at": results.at.isoformat(),
         "quick": results.quick,
+        "noise": results.noise,
         "machine": dict(results.machine),
         "postgres": dict(results.postgres),
         "versions": {peer: dict(versions) for peer, versions in results.versions.items()},
@@ -163,7 +175,7 @@ def write(results: Results, folder: Path) -> Path:
         _markdown(_figures(results)),
         *_twice(results),
         "## Conditions",
-        "\n".join(f"* {name}: {value}" for name, value in results.machine.items()),
+        "\n".join(f"* {name}: {value}" for name, value in results.machine.items()) + f"\n* during the measurements: {results.noise}",
         "* PostgreSQL, the same for all, a fresh database for each peer and round: "
         + ", ".join(f"{name} {value}" for name, value in results.postgres.items())
         + "\n* Broker: a Valkey for each peer on a unix socket, append-only file synced each second"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from benchmarks import effects
-from benchmarks.arena import Seat
+from benchmarks.arena import Seat, machine_cpu_s
 from benchmarks.driver import Driver
 from benchmarks.processes import PeerFailed
 
@@ -55,6 +58,7 @@ class Sample:
     cpu_ms_per_step: float
     steps: int
     executed: int  # more than `steps` means that some ran twice
+    foreign: float  # share of the machine's CPU that other programs used meanwhile, 0 to 1
 
 
 def measure(seat: Seat, workload: Workload, size: Size, *, number: int) -> Sample:
@@ -64,8 +68,9 @@ def measure(seat: Seat, workload: Workload, size: Size, *, number: int) -> Sampl
     driver.run_sequential(1, 1)  # modules are loaded and connections open, as in any process that has been up for a second
     steps = size.workflows * size.steps
     marks, record, cpu_s = effects.count(seat.env.effects), driver.record(), seat.cpu_s()
+    machine_s, began = machine_cpu_s(), time.perf_counter()
     measured = workload.run(driver, size)
-    cpu_s = seat.cpu_s() - cpu_s
+    cpu_s, machine_s, wall_s = seat.cpu_s() - cpu_s, machine_cpu_s() - machine_s, time.perf_counter() - began
     executed = effects.count(seat.env.effects) - marks
     if executed < steps:
         raise PeerFailed(f"{driver.name} executed {executed} of {steps} steps of {workload.name}.")
@@ -74,7 +79,8 @@ def measure(seat: Seat, workload: Workload, size: Size, *, number: int) -> Sampl
         done = (after.workflows - record.workflows, after.steps - record.steps)
         if done != (size.workflows, steps):
             raise PeerFailed(f"{driver.name} recorded {done} workflows and steps of {workload.name}, expected {(size.workflows, steps)}.")
-    return Sample(driver.name, workload.name, number, measured.value, measured.p99, cpu_s / steps * 1000, steps, executed)
+    foreign = min(1.0, max(0.0, (machine_s - cpu_s) / (wall_s * (psutil.cpu_count() or 1))))
+    return Sample(driver.name, workload.name, number, measured.value, measured.p99, cpu_s / steps * 1000, steps, executed, foreign)
 
 
 def milliseconds(latencies_s: Sequence[float]) -> Measured:

@@ -24,7 +24,7 @@ from kombu.utils.url import maybe_sanitize_url
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.dispatch import DOORBELL, CeleryBroker
-from orchestrator.errors import BrokerUnavailable, DatabaseUnavailable, OrchestratorError, SettingsError
+from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable, OrchestratorError, SettingsError
 from orchestrator.settings import current, embedded_broker, load
 from orchestrator.store import Store
 from schemas.settings import Settings
@@ -122,9 +122,12 @@ class Orchestrator:
                 self.settings.home.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DatabaseUnavailable(f"the folder {self.settings.home.absolute()} cannot be made: {error.strerror}") from error
-            self.store.upgrade()
-        else:
+        try:
             self.store.check_migrated()
+        except DatabaseNotMigrated:
+            if not _embedded_database(self.settings):
+                raise
+            self.store.upgrade()
         self._check_broker()
 
     def _check_broker(self) -> None:

@@ -17,12 +17,13 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.dispatch import Broker, CeleryBroker, celery_for, ring_all
-from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
+from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable
 from orchestrator.store import Store, Transaction, control, runs, sessions
 from orchestrator.waiting import Awaited, Waiter
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
+    from celery import Celery
     from sqlalchemy.orm import Session
 
 T = TypeVar("T")
@@ -64,10 +65,12 @@ class Connection:
 
     def write(self, act: Callable[[Transaction], T], *, purpose: str) -> T:
         """Commit what `act` writes; it may run several times, also after it was committed."""
+        self._broker()  # a URL that names no broker is told before anything is written
         return self._persistently(partial(self._in_transaction, act, readonly=False, purpose=purpose))
 
     def write_with(self, session: Session, act: Callable[[Transaction], tuple[T, Iterable[str]]]) -> T:
         """Write in the transaction of a caller's session, and ring for the queues that `act` names once that has committed."""
+        self._broker()
         value, queues = act(sessions.joined(self.store(), session))
         for queue in queues:
             sessions.after_commit(session, ("ring", queue), partial(self.ring, [queue]))
@@ -104,11 +107,23 @@ class Connection:
     def _broker(self) -> Broker:
         with self._here():
             if self._bell is None:
-                app = celery_for(self.settings)
+                app = self._celery()
                 bell = CeleryBroker(app, window_s=self.settings.ring_window_s, clock=self.clock)
                 self._closers += [app.close, bell.flush]
                 self._bell = bell
             return self._bell
+
+    def _celery(self) -> Celery:
+        app = celery_for(self.settings)
+        try:
+            # Now, not in the bell's thread: a fork in the middle of an import leaves the child with half a module, or its lock.
+            _ = app.amqp, app.connection_for_write().transport  # these properties import, and connect to nothing
+        except (KeyError, ImportError, AttributeError, ValueError) as error:
+            scheme = self.settings.broker_url.partition(":")[0]
+            raise BrokerUnavailable(
+                f"the broker URL names no broker that can be used ({scheme}): {error}. Check ORCHESTRATOR_BROKER_URL."
+            ) from error
+        return app
 
     def _reset(self) -> None:
         self._pid = os.getpid()

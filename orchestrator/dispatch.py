@@ -260,11 +260,15 @@ def publish_tasks(store: Store, broker: Broker, *, batch_max: int) -> int:
 
 
 def ring_forgotten(store: Store, broker: Broker, *, older_than_s: float) -> int:
-    """Ring for queues whose work has waited for longer than that; return how many queues."""
+    """Ring for queues whose work has waited for longer than that; return how many queues.
+
+    A queue that no live worker serves is left alone: its messages would pile up, and a worker that comes looks for itself first.
+    """
     with store.transaction(readonly=True) as tx:
-        queues = due.forgotten_queues(tx, older_than_s=older_than_s)
-    ring_all(broker, queues)
-    return len(queues)
+        forgotten = due.forgotten_queues(tx, older_than_s=older_than_s)
+        served = {queue for row in workers.list_workers(tx) if not row.expired for queue in row.identity.queues} if forgotten else set()
+    ring_all(broker, forgotten & served)
+    return len(forgotten & served)
 
 
 def recover_expired(store: Store, broker: Broker, *, batch_max: int) -> int:

@@ -183,7 +183,7 @@ class Server(ABC):
         if self._log.exists() and self._log.stat().st_size > LOG_BYTES_MAX:
             self._log.unlink()
         with self._log.open("ab") as log:
-            return _spawner(os.getpid()).submit(_spawn, launch, self.home, log).result()
+            return spawn(launch, self.home, log)
 
     def _signal(self, which: signal.Signals) -> None:
         """Signal the whole group, so that no grandchild stays."""
@@ -420,7 +420,12 @@ def _spawner(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix=f"servers-{pid}")
 
 
-def _spawn(launch: Launch, cwd: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+def spawn(launch: Launch, cwd: Path, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
+    """Start a process in a group of its own that does not outlive us; `output` takes what it says, as `subprocess` understands it."""
+    return _spawner(os.getpid()).submit(_spawn, launch, cwd, output).result()
+
+
+def _spawn(launch: Launch, cwd: Path, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
     def follow_parent() -> None:
@@ -436,7 +441,7 @@ def _spawn(launch: Launch, cwd: Path, log: IO[bytes]) -> subprocess.Popen[bytes]
         cwd=cwd,
         env={"PATH": os.defpath, **launch.env},
         stdin=subprocess.DEVNULL,
-        stdout=log,
+        stdout=output,
         stderr=subprocess.STDOUT,
         # A group of its own: Ctrl-C in the terminal is for us, and we end the servers last.
         start_new_session=True,

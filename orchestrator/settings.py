@@ -44,6 +44,14 @@ def load(environment: Mapping[str, str], **given: Any) -> Settings:  # noqa: ANN
     return _with_urls(settings)
 
 
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment for a child process: ours, and in it what makes the child load these very settings."""
+    inherited = {key: text for key, text in os.environ.items() if not key.startswith(PREFIX)}
+    chosen = settings.model_copy(update={"home": settings.home.absolute()}).model_dump(exclude_defaults=True)
+    texts = {key: ",".join(value) if isinstance(value, tuple) else str(value) for key, value in chosen.items()}
+    return inherited | {f"{PREFIX}{key.upper()}": text for key, text in texts.items()}
+
+
 def embedded_broker(settings: Settings) -> bool:
     """Whether the broker is the one that `orchestrator dev` starts in the home folder."""
     return settings.broker_url == valkey_url(settings.home.absolute() / "valkey")

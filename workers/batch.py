@@ -88,5 +88,6 @@ class Written:
     claimed: list[ClaimedRun] = field(default_factory=list)
     started: list[PendingActivity] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    looked: bool = False  # it asked for more work
     more_runs: bool = False
     more_activities: bool = False

@@ -18,7 +18,7 @@ from dataclasses import replace
 from orchestrator.clock import Clock
 from orchestrator.core.definitions import ACTIVITIES, WORKFLOWS
 from orchestrator.crashpoints import crashpoint
-from orchestrator.dispatch import Broker, expire_activities, fire_timers, settlement
+from orchestrator.dispatch import Broker, expire_activities, fire_timers, ring_all, settlement
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.store import Store, Transaction, activities, control, turns, workers
 from schemas.history import ActivityCompleted, ActivityScheduled, Turn
@@ -261,6 +261,7 @@ class Engine:
         if room and ACTIVITIES:
             written.started = activities.claim(tx, worker=self.worker_id, queues=queues, types=list(ACTIVITIES), batch_max=room)
         written.questions = control.questions(tx, queues=queues, types=list(WORKFLOWS), batch_max=batch_max)
+        written.looked = True
         written.more_runs = len(written.claimed) >= batch_max
         written.more_activities = len(written.started) >= room
 
@@ -275,31 +276,34 @@ class Engine:
 
     def _act(self, batch: Batch, written: Written) -> None:
         crashpoint("turns.committed_before_effects")
-        own = set(self.queues())
-        rings = set(written.rings)
+        own = set() if self.draining else set(self.queues())
+        left: set[str] = set()  # queues with work that this process has not taken on
         for run_id, planned in batch.plans.items():
             if run_id in written.lost:
                 # Somebody else has the run: our turn never happened. Results at hand still count, through the inbox.
                 self._decider.instances.drop(run_id)
                 self._left.extend(batch.jobs[run_id].direct)
             else:
-                rings |= planned.queues
+                left |= planned.queues
                 self._follow(run_id, planned)
         self._decider.instances.trim()
         self._runner.told(written.beaten)
+        for answer in written.beaten:
+            beating = self._running.get(answer.key)
+            if beating is not None and beating.scheduled.heartbeat_s is not None:
+                self._agenda.add(self.now() + beating.scheduled.heartbeat_s, "deadlines")
         self._claimed, self._questions = written.claimed, written.questions
         self.claims += len(written.claimed)
         self._begin(written.started)
         for settled in batch.settlements:
             if isinstance(settled, TryAgain):
                 self._agenda.add(settled.due_at, "claim")
-        self._wanted = self._wanted or written.more_runs or bool(rings & own)
-        self._hungry = written.more_activities or (self._hungry and not written.claimed)
+        if written.looked:
+            self._hungry = written.more_activities
         if written.more_runs or (written.more_activities and written.started):
-            rings |= own  # a full claim: there may be more than one process can carry
-        for queue_name in rings:
-            if queue_name not in own or written.more_runs or written.more_activities:
-                self.broker.ring(queue_name)
+            left |= own  # a full claim: there may be more than one process can carry
+        self._wanted = self._wanted or written.more_runs or bool((left | written.rings) & own)
+        ring_all(self.broker, left | (written.rings - own))
 
     def _follow(self, run_id: str, planned: Plan) -> None:
         self._begin(planned.eager)
@@ -318,10 +322,11 @@ class Engine:
     def _begin(self, started: Sequence[PendingActivity]) -> None:
         for pending in started:
             self._running[pending.key] = pending
+            for limit_s in (pending.scheduled.start_to_close_s, pending.scheduled.heartbeat_s):
+                if limit_s is not None:
+                    self._agenda.add(self.now() + limit_s, "deadlines")
             if pending.deadline_at is not None:
                 self._agenda.add(pending.deadline_at, "deadlines")
-            elif pending.scheduled.start_to_close_s is not None:
-                self._agenda.add(self.now() + pending.scheduled.start_to_close_s, "deadlines")
         if started:
             self._runner.start(started)
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol, TypedDict, TypeVar, Unpack, cast, ge
 from orchestrator.core import guard
 from orchestrator.core.definitions import ActivityDefinition, valid_name
 from orchestrator.core.instance import CancellationType, Instance, Operation
-from orchestrator.core.loop import WorkflowLoop
+from orchestrator.core.loop import WorkflowLoop, WorkflowTask
 from orchestrator.core.signatures import CallSignature
 from orchestrator.errors import InvalidArgument, PayloadMismatch
 from schemas.history import ActivityScheduled, RetryPolicy
@@ -64,7 +64,7 @@ class ActivityOptions(TypedDict, total=False):
     priority: int
 
 
-class ActivityHandle(asyncio.Task[T]):
+class ActivityHandle(WorkflowTask[T]):
     """A running activity: await it, gather it, cancel it. An `asyncio.Task` in every respect."""
 
     _operation: Operation
@@ -132,7 +132,6 @@ def start_activity(
     handle: ActivityHandle[Any] = ActivityHandle(instance.outcome(operation), loop=instance.loop, name=f"activity {operation.command.type}")
     handle._operation = operation  # noqa: SLF001 - ours; asyncio.Task takes no further arguments
     handle._owner = instance  # noqa: SLF001 - as above
-    instance.loop.adopt(handle)
     return handle
 
 

@@ -184,6 +184,8 @@ class Instance:
             for arrival in arrivals:
                 if type(arrival) is SignalReceived:
                     self._signal(arrival)
+                elif type(arrival) is RunStarted:
+                    self.loop.seed(arrival.run_id)
             for arrival in arrivals:
                 APPLY[type(arrival)](self, arrival)
             self._settle()

@@ -7,6 +7,7 @@ but it has no clock, no threads and no files: `time()` is the moment of the turn
 from __future__ import annotations
 
 import asyncio
+import zlib
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 CLOSE_TRIES_MAX = 100  # awaits in `finally` blocks that a coroutine may insist on as it is closed
 STACK_FRAMES_MAX = 100  # of one coroutine in a stack trace
+TASK_NUMBER_BITS = 12  # low bits of a task's hash: up to 4,096 tasks, a set of them keeps their order
 
 _CORE = __file__.rpartition("/")[0]
 
@@ -54,11 +56,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.now = 0.0
-        self.tasks: set[asyncio.Task[Any]] = set()  # asyncio itself holds tasks weakly
+        self.tasks: set[asyncio.Task[Any]] = set()
         self.unhandled: BaseException | None = None
+        self.salt = 0  # of the hashes of tasks
         self.accepting = True  # False while a query looks at the run, and once the run has left memory
         self._ready: deque[asyncio.Handle] = deque()
-        self._tasks_named = 0
+        self._tasks_made = 0
         self._outer: asyncio.AbstractEventLoop | None = None
 
     # --- running ---------------------------------------------------------------------------------------------------------
@@ -147,17 +150,16 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         except BaseException:
             coro.close()  # else Python complains that nobody awaited it
             raise
-        if name is None:  # asyncio's default counts through the whole process, so a replay would see another one
-            self._tasks_named += 1
-            name = f"Task-{self._tasks_named}"
-        return self.adopt(asyncio.Task(coro, loop=self, name=name, context=context))
+        return WorkflowTask(coro, loop=self, name=name, context=context)
 
-    def adopt(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
-        """Keep a task alive until it is done."""
-        task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - an evicted run leaves its tasks pending on purpose
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return task
+    def seed(self, run_id: str) -> None:
+        """Tell the loop whose it is, before the first task."""
+        self.salt = zlib.crc32(run_id.encode()) << TASK_NUMBER_BITS
+
+    def number_task(self) -> int:
+        """The next number of a task, from 1."""
+        self._tasks_made += 1
+        return self._tasks_made
 
     def time(self) -> float:
         """The moment of this turn."""
@@ -195,6 +197,25 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         """As `call_exception_handler`."""
         self.call_exception_handler(context)
+
+
+class WorkflowTask(asyncio.Task[T]):
+    """A task whose name and hash a replay repeats: a `TaskGroup` cancels its tasks in the order of a set, and `asyncio.wait` returns sets."""
+
+    def __init__(
+        self, coro: Coroutine[Any, Any, T], *, loop: WorkflowLoop, name: str | None = None, context: Context | None = None
+    ) -> None:
+        number = loop.number_task()
+        self._hash = loop.salt + number
+        # asyncio's own default name counts through the whole process.
+        super().__init__(coro, loop=loop, name=f"Task-{number}" if name is None else name, context=context)
+        self._log_destroy_pending = False  # an evicted run leaves its tasks pending on purpose
+        loop.tasks.add(self)  # asyncio itself holds tasks weakly
+        self.add_done_callback(loop.tasks.discard)
+
+    def __hash__(self) -> int:
+        """Different between runs too, or the set of all tasks of the process would be one long collision."""
+        return self._hash
 
 
 class _DurableTimer(asyncio.TimerHandle):

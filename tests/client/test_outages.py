@@ -4,9 +4,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from orchestrator import connection, workflow
+from orchestrator import connection, dispatch, workflow
 from orchestrator.client import Client
-from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable, WorkflowNotOpen
+from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable, WorkflowNotOpen
 from orchestrator.store import Store
 from schemas.history import SignalReceived
 from schemas.runs import IdConflictPolicy, Status
@@ -108,8 +108,17 @@ def test_a_database_of_ones_own_is_not_migrated_unasked(database_url, bell):
         client.start_workflow(outages_tick)
 
 
-def test_a_dead_broker_fails_no_start(database_url, store):
+def test_a_dead_broker_fails_no_start(database_url, store, monkeypatch):
+    monkeypatch.setattr(dispatch, "FLUSH_MAX_S", 0.05)
     with Client(database_url, "redis://127.0.0.1:1/0") as client:
         handle = client.start_workflow(outages_tick, id="x")
         handle.signal("go")
         assert handle.describe().status is Status.RUNNING
+
+
+def test_a_url_that_names_no_broker_is_told_before_anything_is_written(database_url, store):
+    with Client(database_url, "carrier-pigeon://guest:hush@loft") as client:
+        with pytest.raises(BrokerUnavailable, match="carrier-pigeon") as told:
+            client.start_workflow(outages_tick)
+        assert "hush" not in str(told.value)
+        assert client.count_workflows() == 0

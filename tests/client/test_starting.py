@@ -170,9 +170,9 @@ def test_what_cannot_start_says_why_and_writes_nothing(client, bell, call, error
 
 
 def test_the_payload_limit_is_a_setting(open_client):
-    client = open_client(settings=Settings(payload_bytes_max=10))
+    client = open_client(settings=Settings(payload_bytes_max=100))
     with pytest.raises(PayloadTooLarge):
-        client.start_workflow(starting_greet, "more than ten characters")
+        client.start_workflow(starting_greet, "more than a hundred characters " * 5)
 
 
 def test_a_newcomer_has_nothing_to_do(tmp_path, bell):

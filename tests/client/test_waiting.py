@@ -17,7 +17,7 @@ from orchestrator.errors import (
     WorkflowContinuedAsNew,
     WorkflowFailure,
 )
-from orchestrator.waiting import Waiter
+from orchestrator.waiting import Awaited, Waiter
 
 
 @workflow.defn
@@ -129,8 +129,13 @@ def test_an_outage_is_waited_out_and_a_mistake_is_told():
 
 
 def test_who_gave_up_is_not_asked_for():
-    asked = []
-    waiter = Waiter(lambda awaited: asked.extend(awaited) or {("run", "b"): 1}, SYSTEM)
+    asked: list[Awaited] = []
+
+    def look(awaited):
+        asked.extend(awaited)
+        return {("run", "b"): 1}
+
+    waiter = Waiter(look, SYSTEM)
     given_up = waiter.wait_for(("run", "a"))
     given_up.cancel()
     assert waiter.wait_for(("run", "b")).result(10) == 1

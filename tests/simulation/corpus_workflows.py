@@ -1,0 +1,196 @@
+"""Workflows of the corpus: every construct of the language whose outcome does not depend on who ran it when."""
+
+from __future__ import annotations
+
+import asyncio
+
+from orchestrator import workflow
+from orchestrator.errors import ActivityError, WorkerLost
+from orchestrator.workflow import RetryPolicy
+from tests.simulation import corpus_activities as acts
+from tests.simulation.corpus_activities import SIDE_QUEUE, TASK
+
+LOST = "a worker was lost too often"
+FAST = RetryPolicy(initial_interval=0.1, maximum_interval=1.0)
+PERSISTENT = RetryPolicy(initial_interval=0.1, maximum_interval=1.0, maximum_attempts=100)
+
+
+class World:
+    """What the author mends: a switch outside the workflow that code which is `stuck` looks at."""
+
+    mended = True
+
+
+def lost(error: ActivityError) -> bool:
+    return isinstance(error.cause, WorkerLost)
+
+
+@workflow.defn(name="sim.sequence")
+async def sequence(steps: int) -> int:
+    total = 0
+    for step in range(steps):
+        total = await workflow.execute_activity(acts.add, args=[total, step], retry_policy=FAST)
+    return total
+
+
+@workflow.defn(name="sim.fan")
+async def fan(width: int) -> int:
+    return sum(await asyncio.gather(*(workflow.start_activity(acts.add, args=[n, n], retry_policy=FAST) for n in range(width))))
+
+
+@workflow.defn(name="sim.race")
+async def race(limit_s: float) -> str:
+    try:
+        async with asyncio.timeout(limit_s):
+            await workflow.execute_activity(acts.slow, 1, heartbeat_timeout=2.0, retry_policy=FAST)
+    except TimeoutError:
+        return "timer"
+    except ActivityError as error:
+        return "lost" if lost(error) else "timer"
+    return "activity"
+
+
+@workflow.defn(name="sim.collect")
+class Collect:
+    def __init__(self) -> None:
+        self.items: list[int] = []
+
+    @workflow.run
+    async def run(self, wanted: int) -> list[int]:
+        await workflow.wait_condition(lambda: len(self.items) >= wanted)
+        return self.items
+
+    @workflow.signal
+    def put(self, item: int) -> None:
+        self.items.append(item)
+
+    @workflow.query
+    def count(self) -> int:
+        return len(self.items)
+
+
+@workflow.defn(name="sim.handlers")
+class Handlers:
+    def __init__(self) -> None:
+        self.total = 0
+        self.seen = 0
+
+    @workflow.run
+    async def run(self, wanted: int) -> int:
+        await workflow.wait_condition(lambda: self.seen >= wanted)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return self.total
+
+    @workflow.signal
+    async def put(self, item: int) -> None:
+        self.seen += 1
+        self.total += await workflow.execute_activity(acts.add, args=[item, 0], retry_policy=FAST)
+
+
+@workflow.defn(name="sim.retrying")
+async def retrying(failures: int) -> str:
+    attempt = await workflow.execute_activity(acts.flaky, failures, retry_policy=PERSISTENT)
+    return "succeeded" if attempt > failures else "too early"
+
+
+@workflow.defn(name="sim.gives_up")
+async def gives_up(attempts: int) -> str:
+    try:
+        await workflow.execute_activity(acts.hopeless, retry_policy=RetryPolicy(initial_interval=0.1, maximum_attempts=attempts))
+    except ActivityError:
+        return "gave up"
+    return "impossible"
+
+
+@workflow.defn(name="sim.at_most_once")
+async def at_most_once(value: int) -> int:
+    try:
+        return await workflow.execute_activity(acts.once, value, retry_policy=RetryPolicy(maximum_attempts=1))
+    except ActivityError as error:
+        assert lost(error), "nothing else can happen to it"
+        return -1
+
+
+@workflow.defn(name="sim.canceled")
+async def canceled(kind: str) -> str:
+    try:
+        if kind == "timer":
+            await workflow.sleep(10_000)
+        elif kind == "wait":
+            await workflow.execute_activity(acts.slow, 1, heartbeat_timeout=2.0, cancellation_type="wait_cancellation_completed")
+            await workflow.sleep(10_000)
+        elif kind == "try":
+            await workflow.execute_activity(acts.stubborn, 1, cancellation_type="try_cancel")
+            await workflow.sleep(10_000)
+        else:
+            await workflow.execute_activity(acts.stubborn, 1, cancellation_type="abandon")
+            await workflow.sleep(10_000)
+    finally:
+        await workflow.execute_activity(acts.add, args=[1, 1], retry_policy=FAST)
+    return "impossible"
+
+
+@workflow.defn(name="sim.again")
+async def again(left: int, total: int) -> int:
+    total = await workflow.execute_activity(acts.add, args=[total, left], retry_policy=FAST)
+    if left > 1:
+        workflow.continue_as_new(args=[left - 1, total])
+    return total
+
+
+@workflow.defn(name="sim.endless")
+async def endless() -> None:
+    await asyncio.gather(workflow.sleep(10_000), workflow.execute_activity(acts.slow, 1, heartbeat_timeout=2.0))
+    await workflow.sleep(10_000)
+
+
+@workflow.defn(name="sim.elsewhere")
+async def elsewhere(value: int) -> int:
+    here = await workflow.execute_activity(acts.add, args=[value, 1], retry_policy=FAST)
+    return await workflow.execute_activity(acts.add, args=[here, 1], queue=SIDE_QUEUE, retry_policy=FAST)
+
+
+@workflow.defn(name="sim.silent_once")
+async def silent_once(value: int, *, heartbeat: bool = False) -> int:
+    if heartbeat:
+        return await workflow.execute_activity(acts.silent, value, heartbeat_timeout=1.0, retry_policy=FAST)
+    return await workflow.execute_activity(acts.silent, value, start_to_close_timeout=2.0, retry_policy=FAST)
+
+
+@workflow.defn(name="sim.poisoned")
+async def poisoned() -> str:
+    try:
+        await workflow.execute_activity(acts.poison, retry_policy=FAST)
+    except ActivityError as error:
+        return "set aside" if lost(error) else "otherwise"
+    return "impossible"
+
+
+@workflow.defn(name="sim.tasks")
+async def tasks(value: int) -> int:
+    first = await workflow.execute_activity(TASK, args=[value, 2])
+    return int(await workflow.execute_activity(TASK, args=[first, 2], start_to_close_timeout=30.0, retry_policy=FAST))
+
+
+@workflow.defn(name="sim.naps")
+async def naps(durations: list[float]) -> list[bool]:
+    """Whether no sleep was too short."""
+    begun = workflow.time()
+
+    async def nap(seconds: float) -> bool:
+        await workflow.sleep(seconds)
+        return workflow.time() - begun >= seconds - 0.001
+
+    together = await asyncio.gather(*(nap(seconds) for seconds in durations))
+    for seconds in durations:
+        begun = workflow.time()
+        together.append(await nap(seconds))
+    return together
+
+
+@workflow.defn(name="sim.stuck", on_exception="retry_turn")
+async def stuck(value: int) -> int:
+    value = await workflow.execute_activity(acts.add, args=[value, 1], retry_policy=FAST)
+    if not World.mended:
+        raise RuntimeError("to be mended")
+    return await workflow.execute_activity(acts.add, args=[value, 1], retry_policy=FAST)
