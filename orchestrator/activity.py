@@ -43,7 +43,7 @@ def defn(fn: Any = None, *, name: str | None = None) -> Any:
             message = f"{signature.name} is a method, and nobody would give it its {signature.parameters[0].name}; make it a function"
             raise InvalidDefinition(message)
         definition = ActivityDefinition(
-            name=valid_name("activity name", name or getattr(real, "__name__", type(real).__name__)),
+            name=valid_name("activity name", getattr(real, "__name__", type(real).__name__) if name is None else name),
             fn=real,
             signature=signature,
             is_async=is_coroutine_function(real),

@@ -25,7 +25,7 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.dispatch import DOORBELL, CeleryBroker
 from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable, OrchestratorError, SettingsError
-from orchestrator.settings import current, embedded_broker, load
+from orchestrator.settings import current, embedded_broker, embedded_database
 from orchestrator.store import Store
 from schemas.settings import Settings
 
@@ -117,7 +117,7 @@ class Orchestrator:
 
         The SQLite file of the embedded home is made and migrated, so that nobody has to prepare anything for a first try.
         """
-        if _embedded_database(self.settings):
+        if embedded_database(self.settings):
             try:
                 self.settings.home.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -125,12 +125,13 @@ class Orchestrator:
         try:
             self.store.check_migrated()
         except DatabaseNotMigrated:
-            if not _embedded_database(self.settings):
+            if not embedded_database(self.settings):
                 raise
             self.store.upgrade()
-        self._check_broker()
+        self.check_broker()
 
-    def _check_broker(self) -> None:
+    def check_broker(self) -> None:
+        """Raise BrokerUnavailable unless the broker answers."""
         url = self.settings.broker_url
         try:
             with self.app.connection_for_write() as connection:
@@ -204,10 +205,6 @@ def _own_application() -> Celery:
     ours = Orchestrator(own, settings=settings)
     ours._defaults = {**PARTS, **HOUSE, "task_default_queue": settings.default_queue}  # noqa: SLF001 - the one difference
     return own
-
-
-def _embedded_database(settings: Settings) -> bool:
-    return settings.database_url == load({}, home=settings.home).database_url
 
 
 def _speaks_redis(url: str | list[str]) -> bool:

@@ -25,7 +25,7 @@ from typing import Self
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.errors import DatabaseUnavailable, ServerUnavailable
 from orchestrator.servers import Launch, Valkey, ask_tcp, spawn
-from orchestrator.settings import embedded_broker, environment, load
+from orchestrator.settings import embedded_broker, embedded_database, environment
 from orchestrator.store import Store, health, workers
 from schemas.settings import Settings
 
@@ -289,8 +289,8 @@ class Stack:
             raise DatabaseUnavailable(f"the folder {self.settings.home} cannot be made: {error.strerror}") from error
         if self.broker is not None:
             self.broker.start()
-        if self.settings.database_url == load({}, home=self.settings.home).database_url:
-            self.store.upgrade()  # the file of this home is nobody else's
+        if embedded_database(self.settings):
+            self.store.upgrade()
         else:
             self.store.check_migrated()
 

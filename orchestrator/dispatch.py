@@ -161,7 +161,7 @@ def task_id(activity: PendingActivity) -> str:
 
 def ring_all(broker: Broker, queues: Iterable[str]) -> None:
     """Ring for each of `queues`."""
-    for queue in queues:
+    for queue in sorted(queues):  # in one order, so that a recorded simulation can be repeated
         broker.ring(queue)
 
 
@@ -272,9 +272,9 @@ def ring_forgotten(store: Store, broker: Broker, *, older_than_s: float) -> int:
 
 
 def recover_expired(store: Store, broker: Broker, *, batch_max: int) -> int:
-    """Make ready again what workers with an ended lease had; return how many workers."""
+    """Make ready again what workers with an ended lease had, and those struck off before; return how many workers."""
     with store.transaction(readonly=True) as tx:
-        gone = workers.expired(tx)
+        gone = [*workers.expired(tx), *workers.orphans(tx)]
     for worker in gone:
         recover(store, broker, worker, batch_max=batch_max)
     return len(gone)

@@ -57,6 +57,11 @@ def embedded_broker(settings: Settings) -> bool:
     return settings.broker_url == valkey_url(settings.home.absolute() / "valkey")
 
 
+def embedded_database(settings: Settings) -> bool:
+    """Whether the database is the SQLite file of the home folder, which is nobody else's."""
+    return settings.database_url == load({}, home=settings.home).database_url
+
+
 def _with_urls(settings: Settings) -> Settings:
     home = settings.home.absolute()
     urls = {}

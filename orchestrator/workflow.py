@@ -17,7 +17,7 @@ import asyncio
 import logging
 import random as _random
 import uuid as _uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
@@ -45,6 +45,7 @@ from schemas.history import RetryPolicy, RunContinued
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 Cls = TypeVar("Cls", bound=type)
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -60,6 +61,7 @@ __all__ = [
     "RetryPolicy",
     "WorkflowFunction",
     "all_handlers_finished",
+    "as_completed",
     "cancellation_reason",
     "continue_as_new",
     "definition_of",
@@ -83,6 +85,7 @@ __all__ = [
     "time",
     "unsafe",
     "uuid4",
+    "wait",
     "wait_condition",
 ]
 
@@ -119,7 +122,7 @@ def defn(target: Any = None, *, name: str | None = None, on_exception: OnExcepti
     """
 
     def declare_it(real: Any) -> Any:  # noqa: ANN401 - a class or a function
-        given = name or str(getattr(real, "__name__", type(real).__name__))
+        given = str(getattr(real, "__name__", type(real).__name__)) if name is None else name
         if isinstance(real, type):
             definition = declare.class_definition(real, given, on_exception)
             register_workflow(definition)
@@ -193,6 +196,24 @@ async def wait_condition(predicate: Callable[[], bool], *, timeout: Duration | N
         return
     async with asyncio.timeout(seconds_of(timeout, "timeout")):
         await future
+
+
+async def wait(
+    futures: Iterable[asyncio.Future[T]],
+    *,
+    timeout: Duration | None = None,  # noqa: ASYNC109 - the field's name
+    return_when: str = asyncio.ALL_COMPLETED,
+) -> tuple[list[asyncio.Future[T]], list[asyncio.Future[T]]]:
+    """As `asyncio.wait`, but (done, pending) are lists in the order of `futures`."""
+    ordered = list(futures)
+    done, _ = await asyncio.wait(ordered, timeout=None if timeout is None else seconds_of(timeout, "timeout"), return_when=return_when)
+    return [future for future in ordered if future in done], [future for future in ordered if future not in done]
+
+
+def as_completed(awaitables: Iterable[Awaitable[T]], *, timeout: Duration | None = None) -> Iterator[Awaitable[T]]:
+    """As `asyncio.as_completed`, which starts coroutines in an order that no replay can repeat: here they start in theirs."""
+    ordered = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    return iter(asyncio.as_completed(ordered, timeout=None if timeout is None else seconds_of(timeout, "timeout")))
 
 
 def now() -> datetime:
@@ -370,6 +391,6 @@ def definition_of(target: Any) -> WorkflowDefinition:  # noqa: ANN401 - a workfl
 
 def _handler(role: declare.Role, fn: Any, name: str | None, description: str) -> Any:  # noqa: ANN401 - decorator with and without arguments
     def mark(method: Any) -> Any:  # noqa: ANN401 - any method
-        return declare.mark(method, role, name or method.__name__, description)
+        return declare.mark(method, role, method.__name__ if name is None else name, description)
 
     return mark if fn is None else mark(fn)

@@ -44,7 +44,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("orchestrator.celery", "orchestrator.canvas", "orchestrator.backend"),
     ("workers", "beat"),
-    ("orchestrator.api", "orchestrator.cli", "orchestrator.testing", "orchestrator.dev", "orchestrator.__main__"),
+    (
+        "orchestrator.api",
+        "orchestrator.cli",
+        "orchestrator.commands",
+        "orchestrator.demo",
+        "orchestrator.demo_workflows",
+        "orchestrator.dev",
+        "orchestrator.testing",
+        "orchestrator.__main__",
+    ),
     ("orchestrator",),  # the face: `from orchestrator import workflow`; nobody inside imports it
 )
 

@@ -47,9 +47,11 @@ class DeafConsumer(ConnectionResetError):
 class FleetConsumer(Consumer):
     """See the module."""
 
-    qos: Any  # these three come from Celery's bootsteps, and the stubs lack them
+    qos: Any  # these come from Celery's consumer and its bootsteps, and the stubs lack them
     task_consumer: Any
     hub: Any
+    strategies: dict[str, Callable[..., Any]]
+    connection_errors: tuple[type[BaseException], ...]
     received = 0
     """Messages since the process began: the proof of hearing."""
 

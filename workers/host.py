@@ -10,6 +10,8 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
+from weakref import WeakSet
 
 from celery import Celery
 
@@ -20,13 +22,13 @@ from orchestrator.core.definitions import ACTIVITIES
 from orchestrator.dispatch import hand_back
 from orchestrator.errors import DatabaseUnavailable
 from schemas.history import ActivityScheduled
-from schemas.runs import PendingActivity, Settlement
+from schemas.runs import ActivityKey, PendingActivity, Settlement
 from workers.attempts import Attempt, AttemptRunner
 from workers.coroutines import CoroutineLoop
 from workers.decider import Decider
 from workers.instances import Instances
 from workers.lease import Lease
-from workers.threads import Threads
+from workers.threads import Job, Threads
 from workers.turns import Engine, Note
 from workers.watchdog import Watchdog
 
@@ -52,8 +54,9 @@ class Host:
         notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
         self.orchestrator = orchestrator
         self.watchdog = Watchdog(settings.turn_seconds_max, clock)
+        self._lent = Lent(threads)
         self.runner = AttemptRunner(
-            threads,
+            cast("Threads", self._lent),  # as much of them as a runner uses
             loop,
             converter=orchestrator.converter,
             report=notes.put,
@@ -79,6 +82,7 @@ class Host:
         )
         self.lease = Lease(orchestrator.store, orchestrator.broker, settings, node=node, queues=queues, clock=clock)
         self._clock = clock
+        self._tasks: dict[ActivityKey, PendingActivity] = {}  # Celery tasks that run here as activities
         self._stopping = threading.Event()
         self._renew = threading.Event()
         self._thread = threading.Thread(target=self._work, name="orchestrator-engine", daemon=True)
@@ -96,20 +100,25 @@ class Host:
 
     def began(self, pending: PendingActivity) -> Attempt:
         """A Celery task runs here as an activity."""
+        self._tasks[pending.key] = pending
         return self.runner.adopt(pending)
 
-    def ended(self, pending: PendingActivity, settlement: Settlement) -> None:
-        """A Celery task that ran as an activity has ended."""
+    def ended(self, pending: PendingActivity, settlement: Settlement | None) -> None:
+        """A Celery task that ran as an activity has ended; None: somebody else settles it."""
         self.runner.release(pending.key)
-        self.engine.settle(settlement)
+        if settlement is not None:
+            self.engine.settle(settlement)
+        # Last of all, so that a draining host does not take the moment in between for idleness.
+        self._tasks.pop(pending.key, None)
 
-    def stop(self, *, drain_s: float) -> None:
-        """Take nothing more, wait at most drain_s for what runs, give the rest back, leave."""
+    def stop(self, *, drain_s: float) -> list[PendingActivity]:
+        """Take nothing more, wait at most drain_s for what runs, give the rest back, leave; return the Celery tasks among the rest."""
         self.engine.draining = True
         self.engine.ring()
         deadline = self._clock.monotonic() + drain_s
-        while not self.engine.idle and self._thread.is_alive() and self._clock.monotonic() < deadline:
+        while (self._tasks or not self.engine.idle) and self._thread.is_alive() and self._clock.monotonic() < deadline:
             self._stopping.wait(DRAIN_LOOK_S)
+        left = list(self._tasks.values())
         self._stopping.set()
         self.engine.ring()
         self._thread.join(self.orchestrator.settings.poll_s + 5.0)
@@ -125,6 +134,8 @@ class Host:
             self.orchestrator.broker.flush()
         except DatabaseUnavailable as error:
             log.warning("this worker's unfinished work will be taken over when its lease ends: %s", error.message)
+        self._lent.give_up()
+        return left
 
     def _work(self) -> None:
         wait_s = self.orchestrator.settings.poll_s
@@ -142,6 +153,15 @@ class Host:
                 log.exception("the engine failed; it starts over from the store")
                 self.engine.start_over()
                 self._stopping.wait(wait_s)
+        self._finish()
+
+    def _finish(self) -> None:
+        """What ended while we were being stopped still counts."""
+        try:
+            if not self.engine.idle:
+                self.engine.cycle(wait_s=0.0)
+        except Exception:
+            log.exception("the engine failed at its end; its work goes on elsewhere")
         self.engine.close()
 
     def _start_anew(self) -> None:
@@ -156,6 +176,31 @@ class Host:
 
     def _skewed(self, skew_s: float) -> None:
         self.engine.skew_s = skew_s
+
+
+class Lent:
+    """The threads of the worker, as the engine uses them: it knows which jobs on them are its own."""
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._jobs: WeakSet[Job] = WeakSet()  # a job is held by the thread that runs it, and by the queue
+
+    @property
+    def limit(self) -> int:
+        """Jobs at once."""
+        return self._threads.limit
+
+    def submit(self, job: Job) -> None:
+        """Run the job when a thread is free."""
+        self._jobs.add(job)
+        self._threads.submit(job)
+
+    def give_up(self) -> None:
+        """Let no job of ours run or wait any longer; what is stuck in a C call ends with the process."""
+        ours = set(self._jobs)
+        self._threads.drop_queued(lambda job: job in ours)
+        for job in ours:
+            self._threads.give_up(job)
 
 
 def route(app: Celery, scheduled: ActivityScheduled, run_queue: str) -> tuple[ActivityScheduled, str]:

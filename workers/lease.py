@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from orchestrator.clock import Clock
 from orchestrator.dispatch import Broker, recover, recover_neighbours
@@ -23,11 +24,31 @@ log = logging.getLogger("orchestrator.lease")
 JITTER = 0.2  # share of an interval by which beats are spread
 
 
+class Vitals(Protocol):
+    """What a lease asks about processes; `workers.vitals` answers, the simulation has its own."""
+
+    def identity(self, *, worker_id: str, node: str, queues: tuple[str, ...], build: str) -> WorkerIdentity:
+        """Who this process is."""
+        ...
+
+    def process_lives(self, row: WorkerRow) -> bool:
+        """Whether the process of a worker of this host is still there."""
+        ...
+
+
 class Lease:
     """One worker process's row in `workers`."""
 
     def __init__(
-        self, store: Store, broker: Broker, settings: Settings, *, node: str, queues: Callable[[], Sequence[str]], clock: Clock
+        self,
+        store: Store,
+        broker: Broker,
+        settings: Settings,
+        *,
+        node: str,
+        queues: Callable[[], Sequence[str]],
+        clock: Clock,
+        signs: Vitals = vitals,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -35,13 +56,15 @@ class Lease:
         self._node = node
         self._queues = queues
         self._clock = clock
-        self._identity = vitals.identity(worker_id="", node=node, queues=(), build=settings.build)
+        self._signs = signs
+        self._identity = signs.identity(worker_id="", node=node, queues=(), build=settings.build)
+        self._extend_at = 0.0  # on the monotonic clock
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     def register(self) -> tuple[str, float]:
         """Become a worker; returns the new worker id and how far the database's clock is ahead of ours."""
-        identity = vitals.identity(
+        identity = self._signs.identity(
             worker_id=self._clock.fresh_id(),
             node=self._node,
             queues=tuple(self._queues()),
@@ -68,26 +91,29 @@ class Lease:
         if self._thread is not None:
             self._thread.join(self._settings.neighbours_s + 1.0)
 
+    def look(self, *, lost: Callable[[], None], skewed: Callable[[float], None]) -> None:
+        """One round: extend the lease if it is time, and recover the neighbours that are gone."""
+        if self._clock.monotonic() >= self._extend_at:
+            self._extend_at = self._clock.monotonic() + self._settings.lease_beat_s * (1 - JITTER * self._clock.random())
+            self._extend(lost, skewed)
+        recover_neighbours(
+            self._store,
+            self._broker,
+            host=self._identity.host,
+            boot_id=self._identity.boot_id,
+            alive=self._signs.process_lives,
+            batch_max=self._settings.due_batch_max,
+        )
+
     def _is_gone(self, row: WorkerRow, identity: WorkerIdentity) -> bool:
         here = row.identity.host == identity.host and row.identity.boot_id == identity.boot_id
         # Elsewhere, the same node name means a replacement, as orchestrators of containers do it; the fence protects from the rare twin.
-        return not (here and vitals.process_lives(row))
+        return not (here and self._signs.process_lives(row))
 
     def _keep(self, lost: Callable[[], None], skewed: Callable[[float], None]) -> None:
-        extend_at = 0.0
         while not self._stopped.wait(self._settings.neighbours_s * (1 - JITTER * self._clock.random())):
             try:
-                if self._clock.monotonic() >= extend_at:
-                    extend_at = self._clock.monotonic() + self._settings.lease_beat_s * (1 - JITTER * self._clock.random())
-                    self._extend(lost, skewed)
-                recover_neighbours(
-                    self._store,
-                    self._broker,
-                    host=self._identity.host,
-                    boot_id=self._identity.boot_id,
-                    alive=vitals.process_lives,
-                    batch_max=self._settings.due_batch_max,
-                )
+                self.look(lost=lost, skewed=skewed)
             except DatabaseUnavailable as error:
                 log.warning("the lease could not be extended: %s", error.message)
 

@@ -1,6 +1,6 @@
 """Where our engine enters Celery's worker; law: Celery calls us through its own seams, and a worker without us is still a worker.
 
-Imported by every worker (`imports` of the application). `EngineStep` starts the engine in the main process, `worker_process_init` in each
+Imported, and `install`ed into the application, when a worker begins (`orchestrator.celery`). `EngineStep` starts the engine in the main process, `worker_process_init` in each
 child of `prefork`; doorbells are answered straight from the consumer where the engine is in the same process.
 """
 
@@ -14,14 +14,19 @@ from typing import Any
 from celery import Celery, bootsteps, current_app, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import TimeLimitExceeded
+from celery.worker import state
 
 from orchestrator.celery import orchestrator_of
-from orchestrator.dispatch import DOORBELL
+from orchestrator.dispatch import DOORBELL, task_id
+from orchestrator.errors import DatabaseUnavailable
+from schemas.history import Failure
+from schemas.runs import PendingActivity
 from workers.consumer import FleetConsumer, strategy_hooks
 from workers.coroutines import CoroutineLoop
 from workers.host import Host
+from workers.jobs import TaskJob, ThreadJob
 from workers.pool import ASYNC_CONCURRENCY, FleetPool
-from workers.tasks import time_limit_passed, wrap_tracers
+from workers.tasks import told_by_celery, wrap_tracers
 from workers.threads import Threads
 
 log = logging.getLogger("orchestrator.steps")
@@ -49,12 +54,15 @@ class Presence:
         host.start()
 
     @classmethod
-    def leave(cls, drain_s: float) -> None:
-        """Stop the host of this process."""
+    def leave(cls, drain_s: float) -> list[PendingActivity]:
+        """Stop the host of this process; return the activities whose Celery tasks still run."""
         host = cls.current()
-        cls.host = None
-        if host is not None:
-            host.stop(drain_s=drain_s)
+        if host is None:
+            return []
+        try:
+            return host.stop(drain_s=drain_s)  # it must be at hand meanwhile: tasks that end now report to it
+        finally:
+            cls.host = None
 
 
 class EngineStep(bootsteps.StartStopStep):
@@ -81,7 +89,9 @@ class EngineStep(bootsteps.StartStopStep):
 
     def stop(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Drain, give back, leave."""
-        Presence.leave(orchestrator_of(worker.app).settings.drain_s)
+        left = Presence.leave(orchestrator_of(worker.app).settings.drain_s)
+        if left:
+            _give_up(worker.pool, {task_id(pending) for pending in left})
 
     def terminate(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Leave at once."""
@@ -104,7 +114,7 @@ def ring(_queue: str = "") -> None:
 
 def prepare_consumer(consumer: FleetConsumer) -> None:
     """On every broker connection: wrap the tracers, and answer doorbells without a detour through the pool."""
-    wrap_tracers(consumer.app, Presence.current, consumer.hostname)
+    wrap_tracers(consumer.app, Presence.current)
     if DOORBELL in consumer.strategies and Presence.current() is not None:
         consumer.strategies[DOORBELL] = _answering_at_once(consumer)
 
@@ -124,25 +134,60 @@ def enter_child(**_: Any) -> None:  # noqa: ANN401 - signals add what they like
         return
     threads, loop = _own_threads(CHILD_THREADS)
     Presence.enter(_host(app, f"{Presence.node}/{os.getpid()}", threads, loop))
-    wrap_tracers(app, Presence.current, Presence.node)
+    wrap_tracers(app, Presence.current)
 
 
 def leave_child(**_: Any) -> None:  # noqa: ANN401 - signals add what they like
-    """A child of prefork ends in good order."""
-    if Presence.main_pid != os.getpid():
-        Presence.leave(0.0)
+    """A child of prefork ends in good order: what the pool gave it is done, what the engine took on is finished first."""
+    host = Presence.current()
+    if host is not None and Presence.main_pid != os.getpid():
+        Presence.leave(host.orchestrator.settings.drain_s)
 
 
 def after_failure(sender: Any = None, task_id: str = "", exception: BaseException | None = None, **_: Any) -> None:  # noqa: ANN401 - as above
     """In the main process: a hard time limit has ended a task; if it was an activity, the store must know."""
     if isinstance(exception, TimeLimitExceeded):
-        time_limit_passed(orchestrator_of(sender.app), task_id)
+        passed = "the hard time limit of the Celery task has passed"
+        _tell_store(sender, task_id, Failure(kind="timeout", type="start_to_close", message=passed))
+
+
+def after_revocation(sender: Any = None, request: Any = None, **_: Any) -> None:  # noqa: ANN401 - as above
+    """In the main process: somebody has revoked a task, running or not."""
+    _tell_store(sender, request.id, Failure(kind="terminated", message="the Celery task was revoked"))
+
+
+def after_retry(sender: Any = None, request: Any = None, einfo: object = None, **_: Any) -> None:  # noqa: ANN401 - as above
+    """In the main process: a task was cancelled because the broker's connection is lost. Elsewhere this tells of a retry that we know of."""
+    if einfo is None:
+        stopped = "Celery cancelled the task as it lost its broker"
+        _tell_store(sender, request.id, Failure(kind="worker_lost", message=stopped, next_retry_delay_s=0.0))
 
 
 def install(app: Celery) -> None:
     """Add our step to an application's workers."""
     app.steps["worker"].add(EngineStep)
     orchestrator_of(app).answer_doorbell = ring
+
+
+def _tell_store(task: Any, task_id: str, failure: Failure) -> None:  # noqa: ANN401 - a task, or its proxy
+    try:
+        told_by_celery(orchestrator_of(task.app), task_id, failure)
+    except DatabaseUnavailable as error:
+        log.warning("task %s has ended (%s), and only a timeout of the activity will tell: %s", task_id, failure.message, error.message)
+
+
+def _give_up(pool: Any, ids: set[str]) -> None:  # noqa: ANN401 - of any kind
+    """Tasks that were handed back still run: let our pool not wait for them. Celery's thread pools cannot but wait."""
+    if not isinstance(pool, FleetPool):
+        log.warning("%s tasks were handed back to other workers, but this pool waits for them until they end", len(ids))
+        return
+    for request in tuple(state.active_requests):
+        job = request._apply_result() if request.id in ids and request._apply_result else None  # noqa: SLF001 - Celery has no other way
+        if isinstance(job, ThreadJob) and job.settle():
+            pool.settled(job)
+            pool.threads.give_up(job)
+        elif isinstance(job, TaskJob):
+            job.terminate()
 
 
 def _host(app: Celery, node: str, threads: Threads, loop: CoroutineLoop) -> Host:
@@ -159,3 +204,5 @@ strategy_hooks.append(prepare_consumer)
 signals.worker_process_init.connect(enter_child, weak=False)
 signals.worker_process_shutdown.connect(leave_child, weak=False)
 signals.task_failure.connect(after_failure, weak=False)
+signals.task_revoked.connect(after_revocation, weak=False)
+signals.task_retry.connect(after_retry, weak=False)

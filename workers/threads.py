@@ -1,7 +1,7 @@
 """Threads that can grow, shrink, be interrupted and be given up; law: a job that has ended is never struck, whatever the timing.
 
 Python can raise an exception in another thread (`PyThreadState_SetAsyncExc`), at its next bytecode. `Threads` does it only under the lock
-under which a thread takes and leaves its job, and a thread that leaves its job clears what had not yet struck; so `Job.conclude`, which
+under which a thread takes and leaves its job, and a thread that leaves its job first lets strike what is pending; so `Job.conclude`, which
 tells the outcome, cannot be interrupted. A thread inside a C call (a socket, a sleep) is struck when the call returns: until then it can
 only be given up, that is, replaced by a fresh one and forgotten.
 """
@@ -214,7 +214,8 @@ class Threads:
     def _leave(self, seat: Seat) -> Job | None:
         with self._lock:
             # First of all: a strike that is still pending must hit here, where the job can be left once more, and never after this line.
-            throw(seat.ident, None)
+            if seat.strikes:
+                let_strike()
             done, seat.job, seat.strikes = seat.job, None, ()
             return done
 
@@ -238,6 +239,16 @@ def hit(seat: Seat, error: type[BaseException]) -> None:
     throw(seat.ident, error)
 
 
-def throw(ident: int, error: type[BaseException] | None) -> None:
-    """Raise `error` in the thread at its next bytecode; None takes back what was not yet raised."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(error) if error else None)
+def throw(ident: int, error: type[BaseException]) -> None:
+    """Raise `error` in the thread at its next bytecode.
+
+    There is no taking it back: setting the pending exception to NULL leaves CPython 3.11 signalled for ever, and a process in that state
+    hangs as soon as a profiler or debugger traces it. Who wants to be rid of it lets it strike (`let_strike`).
+    """
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(error))
+
+
+def let_strike() -> None:
+    """Give what is pending for this thread the chance to be raised: CPython looks when a function is entered and when a loop turns."""
+    for _ in range(2):
+        pass

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from orchestrator.clock import Clock
@@ -72,6 +72,7 @@ class Engine:
         self._running: dict[ActivityKey, PendingActivity] = {}
         self._claimed: list[ClaimedRun] = []
         self._questions: list[Question] = []
+        self._ended: list[Outcome] = []  # attempts of ours whose end no transaction has seen; kept until one is begun
         self._left: list[Settlement] = []  # outcomes that go through the inbox, with the next transaction
         self._budget: Budget = runner.budget()
         self._wanted = True
@@ -98,14 +99,14 @@ class Engine:
 
     def cycle(self, *, wait_s: float) -> bool:
         """Wait for something to do, at most wait_s seconds, then do all that is at hand; whether there was anything."""
-        outcomes = self._listen(wait_s)
+        self._listen(wait_s)
         batch = Batch()
         try:
             if self._doubtful:
                 self._compare()
             due = self._agenda.take(self.now())
             self._pass_time(due)
-            self._gather(outcomes, batch)
+            self._gather(batch)
             self._decide(batch)
             written = self._write(batch, claim=self._wanted or "claim" in due)
         except DatabaseUnavailable as error:
@@ -113,12 +114,24 @@ class Engine:
             self.start_over(batch)
             self._clock.sleep(DATABASE_RETRY_S)
             return False
+        except Exception:
+            self.start_over(batch)
+            raise
         self._act(batch, written)
         return bool(batch or written.claimed or written.started)
 
     def now(self) -> float:
         """The time by the database's clock, as well as this process knows it."""
         return self._clock.now() + self.skew_s
+
+    def patience_s(self, longest_s: float) -> float:
+        """How long this engine can wait for a note before it has something to do, at most longest_s."""
+        if self._claimed or self._questions or self._ended or self._left or self._wanted or self._doubtful:
+            return 0.0
+        interval_s = self._runner.beat_interval_s()
+        if interval_s is not None:
+            longest_s = min(longest_s, interval_s, self.settings.heartbeat_flush_s)
+        return self._agenda.wait_s(self.now(), longest_s)
 
     def want(self) -> None:
         """Claim in the next transaction."""
@@ -127,7 +140,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing is at hand here."""
-        return not (self._claimed or self._questions or self._running or self._left) and self._notes.empty()
+        return not (self._claimed or self._questions or self._ended or self._running or self._left) and self._notes.empty()
 
     def close(self) -> None:
         """Let every instance go, on this thread."""
@@ -137,40 +150,35 @@ class Engine:
         """Act under a new identity; what ran under the old one is somebody else's by now."""
         self.worker_id = worker_id
         self._running.clear()
-        self._claimed, self._questions, self._left = [], [], []
+        self._claimed, self._questions, self._ended, self._left = [], [], [], []
         self._decider.instances.clear()
         self._wanted = True
 
-    def _listen(self, wait_s: float) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        if self._claimed or self._questions or self._left or self._wanted or self._doubtful:
-            wait_s = 0.0
-        wait_s = self._agenda.wait_s(self.now(), wait_s)
-        interval_s = self._runner.beat_interval_s()
-        if interval_s is not None:
-            wait_s = min(wait_s, interval_s, self.settings.heartbeat_flush_s)
+    def _listen(self, wait_s: float) -> None:
+        wait_s = self.patience_s(wait_s)
         try:
-            self._note(self._notes.get(timeout=wait_s) if wait_s > 0 else self._notes.get_nowait(), outcomes)
+            self._note(self._notes.get(timeout=wait_s) if wait_s > 0 else self._notes.get_nowait())
             while True:
-                self._note(self._notes.get_nowait(), outcomes)
+                self._note(self._notes.get_nowait())
         except queue.Empty:
-            return outcomes
+            return
 
-    def _note(self, note: Note, outcomes: list[Outcome]) -> None:
+    def _note(self, note: Note) -> None:
         if note is None:
             self._wanted = True
         elif isinstance(note, Outcome):
-            outcomes.append(note)
+            self._ended.append(note)
         else:
             self._left.append(note)
 
     # --- before the transaction ------------------------------------------------------------------------------------------
 
-    def _gather(self, outcomes: Iterable[Outcome], batch: Batch) -> None:
+    def _gather(self, batch: Batch) -> None:
         batch.settlements, self._left = self._left, []
         batch.jobs = {run.run_id: Job.of(run) for run in self._claimed}
         self._claimed = []
-        for outcome in outcomes:
+        ended, self._ended = self._ended, []
+        for outcome in ended:
             pending = self._running.pop(outcome.activity.key, None)
             if pending is None:
                 continue  # no longer ours
@@ -354,7 +362,8 @@ class Engine:
         """Own what the store says we own: claims that never reached us are given back, attempts that never began begin."""
         settled = {settlement.key for settlement in self._left}
         with self.store.transaction(purpose="turns.compare") as tx:
-            released = workers.release_runs(tx, self.worker_id, self.settings.due_batch_max)
+            known = [run.run_id for run in self._claimed]  # since the doubt arose: those answers came
+            released = workers.release_runs(tx, self.worker_id, self.settings.due_batch_max, keep=known)
             mine = workers.running_activities(tx, self.worker_id, None, COMPARED_MAX)
         self._begin([pending for pending in mine if not (pending.scheduled.task or pending.key in self._running or pending.key in settled)])
         self._doubtful = bool(released)

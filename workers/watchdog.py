@@ -6,17 +6,17 @@ stuck inside a C call cannot be reached; it is interrupted as soon as it returns
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from orchestrator.clock import Clock, thread_id
 from orchestrator.errors import EngineStop, TurnTooLong
+from workers.threads import let_strike, throw
 
 LOOKS_PER_LIMIT = 8  # how finely the limit is kept
 
@@ -58,7 +58,8 @@ class Watchdog:
             with self._lock:
                 self._since = None
             if self._where is not None:
-                self._disarm()
+                with suppress(TurnInterrupted):
+                    let_strike()  # raised as the turn ended: it must go off here and not in the engine
         if self._where is not None:
             message = (
                 f"{what} did not yield within {self._limit_s:g} seconds; it was at {self._where}. Move the computation into an activity, "
@@ -70,20 +71,13 @@ class Watchdog:
         """No further turns."""
         self._stopped.set()
 
-    def _disarm(self) -> None:
-        # An interrupt that was raised as the turn ended may still be on its way: take it back, or let it go off here.
-        try:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
-        except TurnInterrupted:
-            return
-
     def _watch(self) -> None:
         while not self._stopped.wait(self._limit_s / LOOKS_PER_LIMIT):
             with self._lock:
                 if self._since is None or self._where is not None or self._clock.monotonic() - self._since < self._limit_s:
                     continue
                 self._where = _line_of(sys._current_frames().get(self._thread))  # noqa: SLF001 - the documented way to another thread's stack
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(TurnInterrupted))
+                throw(self._thread, TurnInterrupted)
 
 
 def _line_of(frame: FrameType | None) -> str:

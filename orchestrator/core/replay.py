@@ -60,10 +60,9 @@ def revive(definition: WorkflowDefinition, history: Sequence[Turn], converter: P
 
 def replay(instance: Instance, turn: Turn) -> None:
     """Feed one recorded turn to the code."""
-    if turn.flags & ~FLAGS_NOW:
-        message = (
-            f"turn {turn.turn} was taken with behaviours {turn.flags & ~FLAGS_NOW:#x} that this version does not know; update this worker"
-        )
+    unknown = turn.flags & ~int(FLAGS_NOW)
+    if unknown:
+        message = f"turn {turn.turn} was taken with behaviours {unknown:#x} that this version does not know; update this worker"
         raise HistoryTooNew(message)
     if any(isinstance(command, CLOSES) for command in turn.commands):
         instance.turn += 1  # closed from outside: the code had no part in it

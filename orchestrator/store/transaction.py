@@ -207,10 +207,7 @@ def render(dialect: str, sentence: str) -> Rendered:
             case "time":
                 return f"to_timestamp({argument})" if postgres else f"strftime('%Y-%m-%dT%H:%M:%fZ', {argument}, 'unixepoch')"
             case "each":
-                # PostgreSQL has no character for the escape \u0000, which payloads may hold.
-                whole = rf"replace({argument}, '\u0000', '\ufffd')::json"
-                elements = f"json_array_elements({whole}) WITH ORDINALITY AS e(value, key)"
-                return elements if postgres else f"json_each({argument}) AS e"
+                return _elements(argument) if postgres else f"json_each({argument}) AS e"
             case _:
                 raise AssertionError(f"no macro is called {name}")
 
@@ -224,3 +221,8 @@ def render(dialect: str, sentence: str) -> Rendered:
 
     text = " ".join(_PART.sub(part, sentence).split())
     return Rendered(text, bool(_ANSWERS.search(sentence)), tuple(kind for _, kind in columns), tuple(names))
+
+
+def _elements(array_text: str) -> str:
+    # PostgreSQL has no character for the escape \u0000, which payloads may hold.
+    return rf"json_array_elements(replace({array_text}, '\u0000', '\ufffd')::json) WITH ORDINALITY AS e(value, key)"

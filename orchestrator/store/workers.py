@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.store import documents
@@ -22,6 +23,11 @@ _LIST = f"SELECT {_COLUMNS} FROM workers ORDER BY node, worker_id"  # noqa: S608
 _PREDECESSORS = f"SELECT {_COLUMNS} FROM workers WHERE node = :node AND worker_id <> :worker_id ORDER BY worker_id"  # noqa: S608 - columns of our own
 _ON_HOST = f"SELECT {_COLUMNS} FROM workers WHERE host = :host AND boot_id = :boot_id ORDER BY worker_id"  # noqa: S608 - columns of our own
 _EXPIRED = f"SELECT {_COLUMNS} FROM workers WHERE expires_at <= {{now}} ORDER BY worker_id"  # noqa: S608 - columns of our own
+_ORPHANS = """
+SELECT owner FROM runs WHERE owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.worker_id = runs.owner)
+UNION SELECT worker FROM activities WHERE worker IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.worker_id = activities.worker)
+ORDER BY 1
+"""
 _RUNNING = f"""
 SELECT {ACTIVITY_COLUMNS} FROM activities WHERE worker = :worker_id AND (run_id, seq) > (:run_id, :seq) ORDER BY run_id, seq LIMIT :batch_max
 """  # noqa: S608 - columns of our own
@@ -80,6 +86,12 @@ def on_host(tx: Transaction, host: str, boot_id: str) -> list[WorkerRow]:
 def expired(tx: Transaction) -> list[WorkerRow]:
     """Workers whose lease has run out."""
     return [_worker(row) for row in tx.run(_EXPIRED)]
+
+
+def orphans(tx: Transaction) -> list[WorkerRow]:
+    """Workers that own something and have no row: each was taken for dead, struck off, and claimed once more before it noticed."""
+    nobody = WorkerIdentity("", node="struck off before", host="", boot_id="", pid=0, pid_started_at=0.0, queues=(), build="")
+    return [WorkerRow(replace(nobody, worker_id=worker_id), expires_at=0.0, expired=True) for (worker_id,) in tx.run(_ORPHANS)]
 
 
 def list_workers(tx: Transaction) -> list[WorkerRow]:

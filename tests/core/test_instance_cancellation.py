@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from orchestrator import workflow
 from orchestrator.errors import ActivityError
@@ -53,10 +54,8 @@ def test_cleanup_activities_run_in_finally_after_a_cancellation():
 def test_a_run_may_swallow_its_cancellation_and_complete():
     @workflow.defn
     async def stubborn() -> str:
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await workflow.sleep(100)
-        except asyncio.CancelledError:
-            pass
         return await workflow.execute_activity("work", result_type=str)
 
     run = Twin(stubborn)
@@ -159,8 +158,8 @@ def test_handlers_go_on_when_their_run_is_cancelled():
 
     run = Twin(Busy)
     run.start(signal("work"))
-    assert brief(run.turn(cancel())) == ["untimer #2"] or brief(run.history[-1].commands) == ["untimer #1"]
-    assert brief(run.turn(done(1), done(2))) == ["run_canceled"]
+    assert brief(run.turn(cancel())) == ["untimer #2"]
+    assert brief(run.turn(done(1))) == ["run_canceled"]
 
 
 def test_waiting_for_the_true_outcome_works_through_a_cancelled_run():

@@ -25,7 +25,7 @@ def raising(error: BaseException, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "type"),
+    "error, kind, name",
     [
         (ValueError("no"), "application", "ValueError"),
         (OutOfStock("none left"), "application", "OutOfStock"),
@@ -38,17 +38,17 @@ def raising(error: BaseException, **options: Any) -> Any:
         (SystemExit(2), "application", "SystemExit"),
     ],
 )
-def test_an_exception_fails_the_run_by_default(error, kind, type):
+def test_an_exception_fails_the_run_by_default(error, kind, name):
     run = Twin(raising(error), replayed=False)
     assert brief(run.start()) == ["run_failed"]
-    assert (run.failure.kind, run.failure.type) == (kind, type)
+    assert (run.failure.kind, run.failure.type) == (kind, name)
 
 
 def test_the_failure_tells_the_message_the_place_and_the_causes():
     @workflow.defn
     async def fails() -> None:
         try:
-            raise KeyError("a")
+            raise KeyError("a")  # noqa: TRY301 - to be caught here
         except KeyError as error:
             raise OutOfStock("none left", {"sku": 7}) from error
 
@@ -61,7 +61,9 @@ def test_the_failure_tells_the_message_the_place_and_the_causes():
     assert run.failure.cause.type == "KeyError"
 
 
-@pytest.mark.parametrize("error", [ValueError("bug"), InvalidArgument("wrong"), ExceptionGroup("several", [OutOfStock("x"), ValueError("bug")])])
+@pytest.mark.parametrize(
+    "error", [ValueError("bug"), InvalidArgument("wrong"), ExceptionGroup("several", [OutOfStock("x"), ValueError("bug")])]
+)
 def test_with_retry_turn_a_plain_exception_fails_the_turn_and_the_run_lives_on(error):
     with pytest.raises(type(error)) as caught:
         Twin(raising(error, on_exception="retry_turn"), replayed=False).start()
@@ -70,7 +72,13 @@ def test_with_retry_turn_a_plain_exception_fails_the_turn_and_the_run_lives_on(e
 
 @pytest.mark.parametrize(
     "error",
-    [OutOfStock("x"), TimeoutError(), PayloadError("x"), asyncio.CancelledError(), ExceptionGroup("all", [OutOfStock("x"), TimeoutError()])],
+    [
+        OutOfStock("x"),
+        TimeoutError(),
+        PayloadError("x"),
+        asyncio.CancelledError(),
+        ExceptionGroup("all", [OutOfStock("x"), TimeoutError()]),
+    ],
 )
 def test_with_retry_turn_a_failure_still_fails_the_run(error):
     assert brief(Twin(raising(error, on_exception="retry_turn"), replayed=False).start()) == ["run_failed"]

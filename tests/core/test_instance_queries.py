@@ -156,7 +156,7 @@ def test_the_stack_trace_shows_where_each_task_waits():
     run.start()
     trace = run.query("__stack_trace")
     assert "Shop run\n" in trace
-    assert "Task-1\n" in trace
+    assert "Task-3\n" in trace
     assert re.search(r"test_instance_queries\.py:\d+ Shop\.run\n.* Event\.wait\n", trace)
     assert "core/instance.py" not in trace
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 
 import pytest
 
@@ -58,8 +59,8 @@ def test_signals_are_handled_in_the_order_in_which_they_came():
 
 def test_a_repeated_signal_with_the_same_id_is_handled_once():
     run = Twin(Basket)
-    run.start(signal("add", "x", id="1"))
-    run.turn(signal("add", "x", id="1"), signal("add", "y", id="2"), signal("add", "y"), signal("close", id="3"))
+    run.start(signal("add", "x", key="1"))
+    run.turn(signal("add", "x", key="1"), signal("add", "y", key="2"), signal("add", "y"), signal("close", key="3"))
     assert run.result == ["x", "run", "y", "y"]
 
 
@@ -76,7 +77,7 @@ def test_a_signal_without_handler_waits_for_one_and_keeps_its_order():
     async def late() -> list[str]:
         got: list[str] = []
         await workflow.sleep(1)
-        workflow.set_signal_handler("say", lambda word: got.append(word))
+        workflow.set_signal_handler("say", got.append)
         await workflow.wait_condition(lambda: len(got) >= 3)
         workflow.set_signal_handler("say", None)
         await workflow.sleep(1)
@@ -129,10 +130,8 @@ def test_conditions_are_asked_in_the_order_of_their_waits_once_all_callbacks_hav
 def test_a_condition_that_raises_raises_where_it_is_awaited():
     @workflow.defn
     async def broken() -> str:
-        try:
+        with pytest.raises(ZeroDivisionError):
             await workflow.wait_condition(lambda: bool(1 / 0))
-        except ZeroDivisionError:
-            pass
         try:
             await workflow.wait_condition(lambda: next(iter(())))
         except RuntimeError as error:
@@ -264,7 +263,7 @@ def test_a_call_that_a_replay_could_not_repeat_fails_the_turn_also_inside_a_task
             tasks.create_task(look())
 
     run = Twin(clock)
-    with pytest.raises(NonDeterministicCall, match="workflow.now"):
+    with pytest.raises(NonDeterministicCall, match=r"workflow\.now"):
         run.start()
 
 
@@ -394,7 +393,7 @@ def test_leaving_memory_runs_finally_blocks_here_and_leaves_nothing_behind(recwa
     run.live.close()
     assert sorted(left) == ["child", "run", "stopped"]
     assert not run.live.loop.tasks
-    assert all(task.get_coro().cr_frame is None for task in tasks if task.get_coro() is not None)
+    assert all(inspect.getcoroutinestate(coroutine) == "CORO_CLOSED" for task in tasks if inspect.iscoroutine(coroutine := task.get_coro()))
     del tasks, run
     assert not recwarn.list
 
@@ -450,7 +449,7 @@ def test_info_tells_the_facts_of_the_run():
     run.start()
     run.turn(fired(1))
     assert run.result == {"id": "w-1", "run": "r-1", "type": "facts", "length": 2, "turn": 2}
-    assert BEGIN < run.at
+    assert run.at == BEGIN + 2
 
 
 def test_the_logger_is_silent_in_replay(caplog: pytest.LogCaptureFixture):

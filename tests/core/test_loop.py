@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator import workflow
 from orchestrator.errors import NonDeterministicCall
+from schemas.history import TimerStarted
 from tests.core.twin import Twin, brief, cancel, done, failed, fired
 
 
@@ -97,7 +98,7 @@ def test_a_timer_that_is_created_and_cancelled_inside_one_turn_leaves_no_trace()
     @workflow.defn
     async def hasty() -> str:
         async with asyncio.timeout(60):
-            pass
+            await asyncio.sleep(0)
         task = asyncio.create_task(workflow.sleep(10))
         await asyncio.sleep(0)
         task.cancel()
@@ -142,8 +143,9 @@ def test_locks_events_queues_and_semaphores_work_as_in_any_asyncio_program():
                 await queue.put(name)
 
         async def reader() -> None:
-            for _ in range(3):
-                log.append("got " + await queue.get())
+            while len(log) < 6:
+                word = await queue.get()
+                log.append(f"got {word}")
             event.set()
 
         async with asyncio.TaskGroup() as tasks:
@@ -160,6 +162,44 @@ def test_locks_events_queues_and_semaphores_work_as_in_any_asyncio_program():
     assert run.result == ["y", "got y", "x", "z", "got x", "got z"]
 
 
+def test_a_task_group_cancels_its_tasks_in_an_order_that_a_replay_repeats():
+    @workflow.defn
+    async def wide() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(50):
+                tasks.create_task(workflow.execute_activity("work"))
+
+    run = Twin(wide)
+    run.start()
+    assert brief(run.turn(cancel())) == [*(f"cancel #{n}" for n in range(1, 51)), "run_canceled"]
+
+
+def test_waiting_for_some_of_many_gives_lists_in_the_order_they_were_given():
+    @workflow.defn
+    async def first_two() -> list[object]:
+        handles = [workflow.start_activity("work", n, result_type=int) for n in range(5)]
+        done, pending = await workflow.wait(handles, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        early = [task.result() for task in done]
+        late = [await result for result in workflow.as_completed(pending, timeout=60)]
+        return [early, late]
+
+    run = Twin(first_two)
+    run.start()
+    run.turn(done(4, 4), done(2, 2))
+    run.turn(done(5, 5))
+    run.turn(done(1, 1), done(3, 3))
+    assert run.result == [[2, 4], [5, 1, 3]]
+
+
+def test_coroutines_start_in_their_order_in_as_completed():
+    @workflow.defn
+    async def ordered() -> None:
+        for result in workflow.as_completed(workflow.execute_activity(name) for name in "abcdefgh"):
+            await result
+
+    assert brief(Twin(ordered).start()) == [f"run {name} #{n}" for n, name in enumerate("abcdefgh", start=1)]
+
+
 def test_asyncio_sleep_is_a_durable_timer_and_sleep_of_zero_is_none():
     @workflow.defn
     async def sleeper() -> float:
@@ -169,6 +209,7 @@ def test_asyncio_sleep_is_a_durable_timer_and_sleep_of_zero_is_none():
 
     run = Twin(sleeper)
     (timer,) = run.start()
+    assert isinstance(timer, TimerStarted)
     began = run.at
     assert run.timers == {timer.seq: began + 2.5}
     run.turn(fired(timer.seq))
@@ -195,7 +236,7 @@ def test_tasks_are_named_by_their_own_run_and_not_by_the_process():
     first, second = Twin(names), Twin(names)
     first.start()
     second.start()
-    assert first.result == second.result == ["Task-1", "Task-2"]
+    assert first.result == second.result == ["Task-2", "Task-3"]  # the first is the run
 
 
 @pytest.mark.parametrize(

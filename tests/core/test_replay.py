@@ -9,7 +9,7 @@ import pytest
 from orchestrator import workflow
 from orchestrator.core.replay import decide, revive
 from orchestrator.errors import Divergence, HistoryTooNew
-from schemas.history import RunCompleted, RunTerminated, Turn
+from schemas.history import ActivityScheduled, RunCompleted, RunTerminated, TimerStarted, Turn
 from tests.core.twin import BEGIN, CONVERTER, Twin, brief, done, fired
 
 
@@ -36,12 +36,18 @@ def history_of(*steps: str) -> list[Turn]:
         commands = run.history[-1].commands
         if run.terminal is not None:
             break
-        run.turn(*(fired(c.seq) if c.kind == "timer_started" else done(c.seq, "ok") for c in commands))  # type: ignore[union-attr]
+        run.turn(
+            *(
+                fired(c.seq) if isinstance(c, TimerStarted) else done(c.seq, "ok")
+                for c in commands
+                if isinstance(c, ActivityScheduled | TimerStarted)
+            )
+        )
     return run.history
 
 
 @pytest.mark.parametrize(
-    ("then", "now", "turn", "position", "expected", "found"),
+    "then, now, turn, position, expected, found",
     [
         (["a", "b"], ["a", "c"], 2, 1, "activity 'b' (id 2, number 2)", "activity 'c' (id 2, number 2)"),
         (["a+b"], ["b+a"], 1, 1, "activity 'a' (id 1, number 1)", "activity 'b' (id 1, number 1)"),

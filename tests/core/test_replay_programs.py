@@ -162,7 +162,7 @@ class World:
         kind = data.draw(st.sampled_from([*kinds, "cancel", *(["late"] if self.gone else [])]))
         if kind == "activity":
             seq = data.draw(st.sampled_from(sorted(self.activities)))
-            ends = [done(seq, "ok"), done(seq, "ok"), failed(seq), *([canceled(seq)] if self.activities.pop(seq) else [])]
+            ends: list[Arrival] = [done(seq, "ok"), done(seq, "ok"), failed(seq), *([canceled(seq)] if self.activities.pop(seq) else [])]
             return data.draw(st.sampled_from(ends))
         if kind == "timer":
             seq = min(self.timers, key=lambda seq: (self.timers[seq], seq))

@@ -77,8 +77,8 @@ class Twin:
     def record(self, *commands: Command | Close, arrivals: tuple[Arrival, ...] = ()) -> None:
         self.history.append(Turn(len(self.history) + 1, self.at, arrivals, commands))
 
-    def signal(self, name: str, *args: Any, id: str = "") -> tuple[Command, ...]:
-        return self.turn(signal(name, *args, id=id))
+    def signal(self, name: str, *args: Any, key: str = "") -> tuple[Command, ...]:
+        return self.turn(signal(name, *args, key=key))
 
     def query(self, name: str, *args: Any) -> Any:
         return self.live.query(name, CONVERTER.encode_args(args, what="args"))
@@ -98,16 +98,16 @@ class Twin:
         return self.terminal.failure
 
 
-def signal(name: str, *args: Any, id: str = "") -> SignalReceived:
-    return SignalReceived(name, tuple(CONVERTER.encode_args(args, what="args")), id)
+def signal(name: str, *args: Any, key: str = "") -> SignalReceived:
+    return SignalReceived(name, tuple(CONVERTER.encode_args(args, what="args")), key)
 
 
 def done(seq: int, result: Any = None) -> ActivityCompleted:
     return ActivityCompleted(seq, CONVERTER.encode(result, what="result"))
 
 
-def failed(seq: int, message: str = "broken", *, type: str = "ValueError", retry_state: str = "non_retryable_failure") -> ActivityFailed:
-    return ActivityFailed(seq, Failure("application", message, type), retry_state)
+def failed(seq: int, message: str = "broken", *, name: str = "ValueError", retry_state: str = "non_retryable_failure") -> ActivityFailed:
+    return ActivityFailed(seq, Failure("application", message, name), retry_state)
 
 
 def canceled(seq: int) -> ActivityCanceled:

@@ -84,7 +84,8 @@ class Handlers:
     @workflow.signal
     async def put(self, item: int) -> None:
         self.seen += 1
-        self.total += await workflow.execute_activity(acts.add, args=[item, 0], retry_policy=FAST)
+        value = await workflow.execute_activity(acts.add, args=[item, 0], retry_policy=FAST)
+        self.total += value
 
 
 @workflow.defn(name="sim.retrying")
@@ -117,7 +118,12 @@ async def canceled(kind: str) -> str:
         if kind == "timer":
             await workflow.sleep(10_000)
         elif kind == "wait":
-            await workflow.execute_activity(acts.slow, 1, heartbeat_timeout=2.0, cancellation_type="wait_cancellation_completed")
+            try:
+                await workflow.execute_activity(acts.slow, 1, heartbeat_timeout=2.0, cancellation_type="wait_cancellation_completed")
+            except ActivityError:
+                workflow.logger.info("it may have been too late, or out of order")
+            if workflow.cancellation_reason() is not None:
+                raise asyncio.CancelledError
             await workflow.sleep(10_000)
         elif kind == "try":
             await workflow.execute_activity(acts.stubborn, 1, cancellation_type="try_cancel")
@@ -151,7 +157,7 @@ async def elsewhere(value: int) -> int:
 
 
 @workflow.defn(name="sim.silent_once")
-async def silent_once(value: int, *, heartbeat: bool = False) -> int:
+async def silent_once(value: int, heartbeat: bool) -> int:
     if heartbeat:
         return await workflow.execute_activity(acts.silent, value, heartbeat_timeout=1.0, retry_policy=FAST)
     return await workflow.execute_activity(acts.silent, value, start_to_close_timeout=2.0, retry_policy=FAST)

@@ -115,5 +115,5 @@ class Desk:
         with self.store.transaction(readonly=True) as tx:
             return tx.run(sentence, **params)
 
-    def count(self, table: str) -> int:
+    def count(self, table: str):
         return self.rows(f"SELECT count(*) FROM {table}")[0][0]

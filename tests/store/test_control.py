@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.store import activities, control, due, workers
 from schemas.history import ActivityScheduled, Failure, SignalReceived, TimerFired, TimerStarted
-from schemas.runs import ActivityKey, DeadLetter, Question, WorkerIdentity
+from schemas.runs import ActivityKey, Beat, DeadLetter, Question, WorkerIdentity
 
 STEP = ActivityScheduled(1, "1", "charge")
 
@@ -133,7 +133,7 @@ def test_beat_remembers_when_its_entries_ran(desk):
 def test_beats_and_settlements_of_many_activities_do_not_wait_for_each_other(desk, rival):
     run = desk.running(*(ActivityScheduled(seq, str(seq), "charge") for seq in range(1, 6)))
     desk.send(run.run_id, SignalReceived("go"))
-    beats = [activities.Beat(ActivityKey(run.run_id, seq, 1), (seq,)) for seq in range(5, 0, -1)]
+    beats = [Beat(ActivityKey(run.run_id, seq, 1), (seq,)) for seq in range(5, 0, -1)]
     answers = rival.ask(activities.beat, beats)
     assert [answer.key.seq for answer in answers] == [5, 4, 3, 2, 1]
     assert not any(answer.gone for answer in answers)

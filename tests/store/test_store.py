@@ -16,6 +16,7 @@ from alembic.migration import MigrationContext
 from sqlmodel import SQLModel
 
 from orchestrator import crashpoints
+from orchestrator.clock import SystemClock
 from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
 from orchestrator.store import Store, listing, runs, schema, tables
 from orchestrator.store.transaction import render
@@ -77,7 +78,7 @@ def test_each_commit_stands_between_two_crash_points(desk):
 
 
 def test_the_clock_of_an_sqlite_store_can_be_moved():
-    class Clock:
+    class Clock(SystemClock):
         time = 100.0
 
         def now(self):
@@ -241,6 +242,17 @@ def test_the_migrations_make_what_the_tables_declare(store, database_url):
         assert "runs" in SQLModel.metadata.tables
         assert compare_metadata(context, SQLModel.metadata) == []
     engine.dispose()
+
+
+def test_any_text_and_any_time_survives_a_row_source(store):
+    texts = ["", "NULL", 'a "b" c', "back\\slash", "{x,y}", "line\nbreak", "ünï 😀", "%s :name {now}", None]
+    times = [0.1, 1795257845.2937351, 4e9, None, 1e-300, 5, 7.0, -2.5, 1 / 3]
+    rows = list(zip(range(len(texts)), texts, times, strict=True))
+    with store.transaction() as tx:
+        found = tx.run_rows("SELECT v.n, v.word, v.at FROM {rows n:int, word:text, at:float}", rows)
+        listed = tx.run("SELECT count(*) FROM runs WHERE {in queue :words}", words=texts[:-1])
+    assert sorted(found) == rows
+    assert listed == [(0,)]
 
 
 def test_sentences_are_rendered_for_both_databases():

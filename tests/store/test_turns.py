@@ -19,7 +19,7 @@ from schemas.history import (
     TimerCanceled,
     TimerStarted,
 )
-from schemas.runs import ActivityKey, ActivityState, Resolved, Status, TurnFailure
+from schemas.runs import ActivityKey, ActivityState, Resolved, RunFilter, Status, TurnFailure
 
 STEP = ActivityScheduled(1, "1", "charge", ("order-1",), start_to_close_s=60.0)
 HELLO = SignalReceived("hello")
@@ -181,7 +181,7 @@ def test_a_batch_of_everything_is_one_commit(desk):
     )
 
     assert lost == {e.run_id}
-    status = {run.run_id: run.status for run in desk.ask(listing.list_runs, listing.RunFilter()).runs}
+    status = {run.run_id: run.status for run in desk.ask(listing.list_runs, RunFilter()).runs}
     assert [status[run_id] for run_id in ids] == ["running", "running", "running", "completed", "running", "continued_as_new"]
     assert status[new.started.run_id] == "running"
     assert {run.run_id for run in desk.claim()} == {e.run_id, new.started.run_id}

@@ -1,0 +1,185 @@
+"""Real worker and beat processes on one broker and one database; law: whatever a site starts has ended when it closes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from orchestrator.client import Client
+from orchestrator.clock import SYSTEM
+from orchestrator.handle import WorkflowHandle
+from orchestrator.servers import Valkey
+from orchestrator.settings import load
+from orchestrator.store import Store, control
+from schemas.runs import DeadLetter, WorkerRow
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_MAX_S = 25.0
+WAIT_MAX_S = 20.0
+BROKER_DATABASES = itertools.count(2)  # 0 and 1 belong to whoever else shares the server
+
+POOLS = {"fleet": ["-c", "4"], "threads": ["-P", "threads", "-c", "4"], "solo": ["-P", "solo"], "prefork": ["-P", "processes", "-c", "2"]}
+numbers = itertools.count(1)
+
+
+def wait_until(happened: Callable[[], Any], what: str, max_s: float = WAIT_MAX_S) -> Any:
+    deadline = SYSTEM.monotonic() + max_s
+    while True:
+        value = happened()
+        if value:
+            return value
+        assert SYSTEM.monotonic() < deadline, f"not within {max_s} s: {what}"
+        SYSTEM.sleep(0.02)
+
+
+class Program:
+    """One process of Celery's."""
+
+    def __init__(self, argv: list[str], environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        self.out = log.open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "tests.e2e.tasks_app", *argv], cwd=ROOT, env=environment, stdout=self.out, stderr=self.out
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def signal(self, which: signal.Signals) -> None:
+        self.process.send_signal(which)
+
+    def stop(self, max_s: float = WAIT_MAX_S) -> int:
+        self.signal(signal.SIGTERM)
+        return self.process.wait(max_s)
+
+    def kill(self) -> None:
+        """As a crash does; children of prefork follow their parent."""
+        if self.alive:
+            self.process.kill()
+        self.process.wait()
+        self.out.close()
+
+
+class Worker(Program):
+    """A worker process, ready."""
+
+    def __init__(self, node: str, argv: list[str], environment: dict[str, str], log: Path) -> None:
+        self.node = node
+        self.skip = len(log.read_bytes()) if log.exists() else 0
+        super().__init__(argv, environment, log)
+
+    @property
+    def ready(self) -> bool:
+        return b" ready." in self.log.read_bytes()[self.skip :]
+
+
+class Site:
+    """A database, a broker and the processes on them."""
+
+    def __init__(self, folder: Path, database: str, broker: str, **settings: object) -> None:
+        self.home, self.broker_url = folder, broker
+        (folder / "gates").mkdir()
+        (folder / "notes").touch()
+        values = {"home": folder, "database_url": database, "broker_url": broker, "default_queue": f"shop-{SYSTEM.fresh_id()[-8:]}"}
+        quick = {"neighbours_s": 0.3, "poll_s": 0.5, "tick_s": 0.1, "heartbeat_flush_s": 0.1}
+        self.settings = load({}, **{**values, **quick, **settings})
+        self.environment = {**os.environ, **self._variables({**values, **quick, **settings})}
+        self.store = Store.open(database)
+        self.store.upgrade()
+        self.client = Client(settings=self.settings, store=self.store)
+        self.programs: list[Program] = []
+
+    def _variables(self, values: dict[str, object]) -> dict[str, str]:
+        return {f"ORCHESTRATOR_{name.upper()}": str(value) for name, value in values.items()}
+
+    def worker(self, pool: str = "fleet", *options: str, node: str = "", queues: str = "", wait: bool = True, **settings: object) -> Worker:
+        node = node or f"e{next(numbers)}-{os.getpid()}@test"
+        argv = ["worker", "-n", node, "-Q", queues or f"{self.settings.default_queue},own,routed", "-l", "info"]
+        argv += [*POOLS[pool], *options, "--without-mingle", "--without-gossip"]
+        worker = Worker(node, argv, {**self.environment, **self._variables(settings)}, self.home / f"{node}.log")
+        self.programs.append(worker)
+        if wait:
+            self.await_ready(worker)
+        return worker
+
+    def await_ready(self, worker: Worker) -> None:
+        wait_until(lambda: worker.ready or not worker.alive, "the worker is ready", READY_MAX_S)
+        assert worker.alive, worker.text
+
+    def beat(self) -> Program:
+        beat = Program(["beat", "-l", "info", "-s", str(self.home / "beat")], self.environment, self.home / f"beat-{next(numbers)}.log")
+        self.programs.append(beat)
+        return beat
+
+    def start(self, task: str, *args: object, **options: object) -> WorkflowHandle[Any]:
+        """A run that calls one activity by name."""
+        return self.client.start_workflow("call", args=[task, list(args), options])
+
+    def call(self, task: str, *args: object, **options: object) -> Any:
+        return self.start(task, *args, **options).result(timeout=WAIT_MAX_S)
+
+    def notes(self, *words: str) -> list[str]:
+        """The lines that have all these words."""
+        return [line for line in (self.home / "notes").read_text().splitlines() if all(word in line.split() for word in words)]
+
+    def await_note(self, *words: str, count: int = 1) -> list[str]:
+        noted: list[str] = wait_until(lambda: len(self.notes(*words)) >= count and self.notes(*words), f"the note {words}")
+        return noted
+
+    def open_gate(self, name: str) -> None:
+        (self.home / "gates" / name).touch()
+
+    def workers(self) -> list[WorkerRow]:
+        from orchestrator.store import workers
+
+        with self.store.transaction(readonly=True) as tx:
+            return workers.list_workers(tx)
+
+    def dead_letters(self) -> list[DeadLetter]:
+        with self.store.transaction(readonly=True) as tx:
+            return control.dead_letters(tx)
+
+    def close(self) -> None:
+        for program in self.programs:
+            if program.alive:
+                program.signal(signal.SIGCONT)  # one that was stopped dies as well, but its children need not
+            program.kill()
+        self.client.close()
+        self.store.dispose()
+
+
+@contextmanager
+def site(folder: Path, database: str, broker: str, **settings: object) -> Iterator[Site]:
+    opened = Site(folder, database, broker, **settings)
+    try:
+        yield opened
+    except BaseException:
+        for program in opened.programs:
+            print(f"--- {program.log.name}\n{program.text[-6000:]}")
+        raise
+    finally:
+        opened.close()
+
+
+def broker_of(valkey: Valkey) -> str:
+    """A logical database of the server for one site; FLUSHDB harms nobody else."""
+    return valkey.url.partition("?")[0] + f"?virtual_host={next(BROKER_DATABASES) % 16 or 2}"
+
+
+def redis_of(url: str) -> redis.Redis:
+    path, _, database = url.removeprefix("redis+socket://").partition("?virtual_host=")
+    return redis.Redis(unix_socket_path=path, db=int(database))

@@ -1,0 +1,303 @@
+"""Scenarios: what clients do to the corpus, and what must come of it; law: an oracle knows nothing of who ran what when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from orchestrator.client import Client
+from orchestrator.errors import DatabaseUnavailable, WorkflowAlreadyStarted, WorkflowNotFound, WorkflowNotOpen
+from orchestrator.store import runs
+from schemas.history import ActivityCanceled, ActivityFailed, ActivityScheduled, Failure
+from schemas.runs import IdConflictPolicy, IdReusePolicy, Status
+from tests.laws import Run, events_of
+from tests.simulation import corpus_workflows as corpus
+from tests.simulation.corpus_activities import MAIN_QUEUE
+from tests.simulation.world import Process, SimulatedCrash, World
+
+LOSSES = 3  # deaths that make an activity poison
+
+
+@dataclass
+class Ended:
+    """How a workflow ended: its last run, and all of them."""
+
+    last: Run
+    chain: list[Run]
+    failure: Failure | None
+    world: World
+
+    @property
+    def outcome(self) -> tuple[Status, Any]:
+        return self.last.status, self.last.result
+
+    def executions(self, seq: int) -> int:
+        return sum(times for key, times in self.world.executions.items() if key.run_id == self.last.run_id and key.seq == seq)
+
+
+Oracle = Callable[[Ended], bool]
+
+
+@dataclass
+class Act:
+    """Something that a client does at a time, again until it is known to be done."""
+
+    at_s: float
+    do: Callable[[Client, str], Any]
+
+
+@dataclass
+class Scenario:
+    """One workflow of the corpus with a way to use it."""
+
+    name: str
+    workflow: Any
+    args: list[Any]
+    right: Oracle
+    acts: list[Act] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    starts: int = 1
+
+
+def completed(value: Any) -> Oracle:
+    return lambda ended: ended.outcome == (Status.COMPLETED, value)
+
+
+def one_of(*values: Any) -> Oracle:
+    return lambda ended: ended.last.status is Status.COMPLETED and ended.last.result in values
+
+
+def sequence(chance: Random) -> Scenario:
+    steps = chance.randint(1, 6)
+    return Scenario("sequence", corpus.sequence, [steps], completed(sum(range(steps))))
+
+
+def fan(chance: Random) -> Scenario:
+    width = chance.randint(1, 12)
+    return Scenario("fan", corpus.fan, [width], completed(sum(2 * n for n in range(width))))
+
+
+def race(chance: Random) -> Scenario:
+    return Scenario("race", corpus.race, [chance.uniform(0.5, 6.0)], one_of("timer", "activity", "lost"))
+
+
+def collect(chance: Random) -> Scenario:
+    wanted = chance.randint(1, 6)
+    acts = [put("collect", n, chance) for n in range(wanted)]
+    right = lambda ended: ended.last.status is Status.COMPLETED and sorted(ended.last.result) == list(range(wanted))  # noqa: E731 - an oracle in a line
+    return Scenario("collect", corpus.Collect, [wanted], right, acts)
+
+
+def handlers(chance: Random) -> Scenario:
+    wanted = chance.randint(1, 4)
+    return Scenario("handlers", corpus.Handlers, [wanted], completed(sum(range(wanted))), [put("handlers", n, chance) for n in range(wanted)])
+
+
+def put(name: str, item: int, chance: Random) -> Act:
+    return Act(chance.uniform(0.0, 8.0), lambda client, id_: client.get_handle(id_).signal("put", item, request_id=f"{id_}-{name}-{item}"))
+
+
+def retrying(chance: Random) -> Scenario:
+    return Scenario("retrying", corpus.retrying, [chance.randint(0, 3)], completed("succeeded"))
+
+
+def gives_up(chance: Random) -> Scenario:
+    attempts = chance.randint(1, 4)
+    right = lambda ended: ended.outcome == (Status.COMPLETED, "gave up") and 1 - (ended.world.deaths > 0) <= ended.executions(1) <= attempts  # noqa: E731 - as above
+    return Scenario("gives_up", corpus.gives_up, [attempts], right)
+
+
+def at_most_once(chance: Random) -> Scenario:
+    right = lambda ended: ended.outcome in {(Status.COMPLETED, 7), (Status.COMPLETED, -1)} and ended.executions(1) <= 1  # noqa: E731 - as above
+    return Scenario("at_most_once", corpus.at_most_once, [7], right)
+
+
+def canceled(chance: Random) -> Scenario:
+    kind = chance.choice(("timer", "wait", "try", "abandon"))
+    cancel = Act(chance.uniform(0.0, 12.0), lambda client, id_: client.get_handle(id_).cancel("enough"))
+
+    def right(ended: Ended) -> bool:
+        cleaned = [event for event in events_of(ended.last.turns) if isinstance(event, ActivityScheduled) and event.type == "sim.add"]
+        return ended.last.status is Status.CANCELED and len(cleaned) == 1
+
+    return Scenario(f"canceled {kind}", corpus.canceled, [kind], right, [cancel])
+
+
+def again(chance: Random) -> Scenario:
+    times = chance.randint(1, 4)
+    right = lambda ended: completed(sum(range(times + 1)))(ended) and len(ended.chain) == times  # noqa: E731 - as above
+    return Scenario("again", corpus.again, [times, 0], right)
+
+
+def timed_out(chance: Random) -> Scenario:
+    right = lambda ended: ended.last.status is Status.TIMED_OUT  # noqa: E731 - as above
+    return Scenario("timed_out", corpus.endless, [], right, options={"run_timeout": chance.uniform(1.0, 9.0)})
+
+
+def terminated(chance: Random) -> Scenario:
+    right = lambda ended: ended.last.status is Status.TERMINATED  # noqa: E731 - as above
+    return Scenario("terminated", corpus.endless, [], right, [Act(chance.uniform(0.0, 9.0), lambda c, id_: c.get_handle(id_).terminate("now"))])
+
+
+def elsewhere(chance: Random) -> Scenario:
+    return Scenario("elsewhere", corpus.elsewhere, [1], completed(3))
+
+
+def silent(chance: Random) -> Scenario:
+    def right(ended: Ended) -> bool:
+        return ended.outcome == (Status.COMPLETED, 5)
+
+    return Scenario("silent", corpus.silent_once, [5, chance.random() < 0.5], right)
+
+
+def poisoned(chance: Random) -> Scenario:
+    return Scenario("poisoned", corpus.poisoned, [], completed("set aside"))
+
+
+def tasks(chance: Random) -> Scenario:
+    return Scenario("tasks", corpus.tasks, [3], completed(12))
+
+
+def naps(chance: Random) -> Scenario:
+    durations = [chance.choice((0.0, 0.01, 0.5, 3.0)) for _ in range(chance.randint(1, 3))]
+
+    def right(ended: Ended) -> bool:
+        # Somebody may have set the clock of a worker: then it tells the code a wrong time, but every timer fires.
+        in_time = ended.last.result == [True] * 2 * len(durations) or bool(ended.world.faults.clocks)
+        return ended.last.status is Status.COMPLETED and len(ended.last.result) == 2 * len(durations) and in_time
+
+    return Scenario("naps", corpus.naps, [durations], right)
+
+
+def delayed(chance: Random) -> Scenario:
+    return Scenario("delayed", corpus.sequence, [2], completed(1), options={"start_delay": chance.uniform(0.1, 5.0)})
+
+
+def stuck(chance: Random) -> Scenario:
+    def mend(client: Client, id_: str) -> None:
+        corpus.World.mended = True
+
+    return Scenario("stuck", corpus.stuck, [1], completed(3), [Act(chance.uniform(0.0, 15.0), mend)])
+
+
+def started_often(chance: Random) -> Scenario:
+    right = lambda ended: completed(3)(ended) and len(ended.chain) == 1  # noqa: E731 - as above
+    return Scenario("started_often", corpus.sequence, [3], right, starts=4)
+
+
+def replaced(chance: Random) -> Scenario:
+    """Every start ends the run before it; the last one lives."""
+    return Scenario(
+        "replaced",
+        corpus.sequence,
+        [4],
+        lambda ended: ended.outcome == (Status.COMPLETED, 6),
+        options={"id_conflict_policy": IdConflictPolicy.TERMINATE_EXISTING, "id_reuse_policy": IdReusePolicy.ALLOW_DUPLICATE},
+        starts=3,
+    )
+
+
+ALL = (
+    sequence,
+    fan,
+    race,
+    collect,
+    handlers,
+    retrying,
+    gives_up,
+    at_most_once,
+    canceled,
+    again,
+    timed_out,
+    terminated,
+    elsewhere,
+    silent,
+    poisoned,
+    tasks,
+    naps,
+    delayed,
+    stuck,
+    started_often,
+    replaced,
+)
+DONE = (WorkflowAlreadyStarted, WorkflowNotOpen)
+
+
+class Clients:
+    """Callers: each does one thing, may die of it, and another one does it again until somebody knows that it is done."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.client = Client(settings=world.settings, store=world.store, bell=world.wire, clock=world.clock)
+        self.actor = Caller(world)
+        self.left = 0
+        corpus.World.mended = True
+
+    def use(self, scenario: Scenario, id_: str) -> None:
+        world = self.world
+        if scenario.workflow is corpus.stuck:
+            corpus.World.mended = False
+
+        def start(client: Client, id_: str) -> None:
+            # A client that does not know whether it started may start again, but not after somebody has ended the run.
+            options = {"id_reuse_policy": IdReusePolicy.REJECT_DUPLICATE, **scenario.options}
+            client.start_workflow(scenario.workflow, args=scenario.args, id=id_, queue=MAIN_QUEUE, **options)
+
+        for _ in range(scenario.starts):
+            self._later(Act(world.random.uniform(0.0, 3.0), start), id_)
+        for act in scenario.acts:
+            self._later(act, id_)
+
+    def _later(self, act: Act, id_: str) -> None:
+        self.left += 1
+        self.world.after(act.at_s, lambda: self._try(act, id_))
+
+    def _try(self, act: Act, id_: str) -> None:
+        world = self.world
+        before, world.actor = world.actor, self.actor
+        try:
+            act.do(self.client, id_)
+            self.left -= 1
+        except DONE:
+            self.left -= 1
+        except (DatabaseUnavailable, WorkflowNotFound, SimulatedCrash) as error:
+            world.note(f"client: {type(error).__name__}")
+            world.after(0.5, lambda: self._try(act, id_))
+        finally:
+            world.actor = before
+
+
+class Caller(Process):
+    """The process of a caller: it only dies."""
+
+    def __init__(self, world: World) -> None:
+        self.name = "client"
+        self.world = world
+        self.alive = True
+        self.fibers = []
+
+
+def ended(world: World, all_runs: list[Run], workflow_id: str) -> Ended:
+    chain = [run for run in all_runs if run.workflow_id == workflow_id]
+    successors = [run for run in chain if run.status is not Status.CONTINUED_AS_NEW]
+    last = max(successors, key=lambda run: run.run_id)
+    with world.store.transaction(readonly=True) as tx:
+        _, _, failure, _ = runs.outcome(tx, [last.run_id])[last.run_id]
+    return Ended(last, chain, failure, world)
+
+
+def worker_lost(failure: Failure | None) -> bool:
+    while failure is not None:
+        if failure.kind == "worker_lost":
+            return True
+        failure = failure.cause
+    return False
+
+
+def excused(end: Ended) -> bool:
+    """An activity was running in so many workers as they died that it was set aside: any oracle must live with that."""
+    resolved = [event for event in events_of(end.last.turns) if isinstance(event, ActivityFailed | ActivityCanceled)]
+    aside = any(isinstance(event, ActivityFailed) and worker_lost(event.failure) for event in resolved)
+    return end.world.deaths >= LOSSES and aside

@@ -1,0 +1,90 @@
+"""A seed becomes a world with work in it, goes, and is judged."""
+
+from __future__ import annotations
+
+from random import Random
+
+from orchestrator.settings import load
+from schemas.runs import ActivityKey
+from schemas.settings import Settings
+from tests.laws import Run, check_laws
+from tests.simulation import scenarios
+from tests.simulation.scenarios import Clients, Ended, Scenario
+from tests.simulation.world import Faults, World
+
+SCENARIOS_MAX = 6
+ORPHANS_S = 40.0  # within this after all else is over, nothing belongs to a worker that does not exist
+
+
+def settings_of(chance: Random) -> Settings:
+    """The optimisations of a seed."""
+    return load(
+        {},
+        database_url="sqlite://",
+        broker_url="memory://",
+        default_queue="main",
+        lease_s=6.0,
+        lease_beat_s=2.0,
+        neighbours_s=1.5,
+        poll_s=chance.choice((1.0, 2.0)),
+        tick_s=4.0,
+        forgotten_s=2.0,
+        beat_lease_s=5.0,
+        claim_batch_max=chance.choice((1, 2, 128)),
+        inbox_max=chance.choice((1, 2, 1000, 1000)),
+        instances_max=chance.choice((1, 10_000, 10_000)),
+        due_batch_max=chance.choice((1, 2, 1000)),
+        cache=chance.random() < 0.7,
+        eager=chance.random() < 0.7,
+        ring_window_s=chance.choice((0.0, 0.002)),
+    )
+
+
+def simulate(seed: int, *, faults: Faults | None = None, only: tuple[str, ...] = (), aim: str = "", aim_hit: int = 1) -> World:
+    """One world from its beginning to its judgement."""
+    chance = Random(seed)
+    settings = settings_of(chance)
+    world = World(seed, faults if faults is not None else Faults.drawn(chance), settings, aim=aim, aim_hit=aim_hit)
+    makers = [maker for maker in scenarios.ALL if maker.__name__ in only] or chance.sample(scenarios.ALL, chance.randint(1, SCENARIOS_MAX))
+    work = {f"{number}-{maker.__name__}": maker(chance) for number, maker in enumerate(makers)}
+    try:
+        clients = Clients(world)
+        for id_, scenario in work.items():
+            clients.use(scenario, id_)
+        world.go(lambda: not clients.left and all_closed(world, len(work)))
+        early_s = 5.0 if world.faults.clocks else 0.005
+        check_laws(world.store, orphans=True, early_s=early_s)
+        until = world.steady + ORPHANS_S
+        world.go(lambda: world.steady >= until, look_every_s=5.0)
+        judge(world, work, check_laws(world.store, replay=False, early_s=early_s))
+    except BaseException as error:
+        error.add_note(f"--seed {seed}: {sorted(work)}; {world.faults}; {settings.model_dump(include={'cache', 'eager', 'claim_batch_max'})}")
+        error.add_note("\n".join(world.trace[-400:]))
+        raise
+    finally:
+        world.end()
+    return world
+
+
+def all_closed(world: World, workflows: int) -> bool:
+    with world.quietly() as tx:
+        ((opened, known),) = tx.run("SELECT sum(status = 'running'), count(DISTINCT workflow_id) FROM runs")
+    return not opened and known == workflows
+
+
+def judge(world: World, work: dict[str, Scenario], all_runs: list[Run]) -> None:
+    twice = [key for key, times in world.executions.items() if times > 1]
+    assert not twice, f"these attempts were executed more than once: {twice}"
+    _check_attempts(world)
+    for id_, scenario in work.items():
+        end: Ended = scenarios.ended(world, all_runs, id_)
+        assert scenario.right(end) or scenarios.excused(end), f"{id_} ended with {end.outcome} {end.failure}"
+
+
+def _check_attempts(world: World) -> None:
+    attempts: dict[tuple[str, int], list[int]] = {}
+    key: ActivityKey
+    for key in world.executions:
+        attempts.setdefault((key.run_id, key.seq), []).append(key.attempt)
+    for (run_id, seq), numbers in attempts.items():
+        assert len(set(numbers)) == len(numbers), f"activity {seq} of run {run_id} ran attempts {numbers}"
