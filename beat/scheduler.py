@@ -24,6 +24,7 @@ from kombu.exceptions import OperationalError
 from beat.ticks import Rounds
 from orchestrator.celery import check_or_refuse, orchestrator_of
 from orchestrator.clock import utc
+from orchestrator.crashpoints import crashpoint
 from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
 from orchestrator.store import Transaction, control
 
@@ -88,7 +89,9 @@ class StoreScheduler(Scheduler):
         # Trying again is our part, at the next tick: this one has more to do.
         once = type(entry)(**{**dict(entry), "options": {"retry": False, **entry.options}})
         try:
+            crashpoint("beat.before_send")
             self.apply_async(once, producer=sender, advance=False)
+            crashpoint("beat.after_send")
         except SchedulingError as error:
             if isinstance(error.__context__, self._away):
                 self._postpone(entry, error)

@@ -89,7 +89,14 @@ class Decider:
             settled=tuple(job.settled),
             more=job.more,
         )
-        commit, planned = plan(commit, decision.terminal, instance.run_started, route=self._route, take_on=take_on, fresh_id=self._fresh_id)
+        try:
+            commit, planned = plan(
+                commit, decision.terminal, instance.run_started, route=self._route, take_on=take_on, fresh_id=self._fresh_id
+            )
+        except Exception as error:  # noqa: BLE001 - an application's own router may raise anything: it must not touch the neighbours
+            instance.close()
+            self._fail(job, error, batch)
+            return
         self.instances.put(job.run_id, Held(job.epoch, job.turn + 1, instance))
         batch.commits.append(commit)
         batch.plans[job.run_id] = planned

@@ -24,6 +24,7 @@ from orchestrator.errors import DatabaseUnavailable
 from schemas.history import ActivityScheduled
 from schemas.runs import ActivityKey, PendingActivity, Settlement
 from workers.attempts import Attempt, AttemptRunner
+from workers.claims import Claims
 from workers.coroutines import CoroutineLoop
 from workers.decider import Decider
 from workers.instances import Instances
@@ -82,6 +83,7 @@ class Host:
         )
         self.lease = Lease(orchestrator.store, orchestrator.broker, settings, node=node, queues=queues, clock=clock)
         self._clock = clock
+        self.claims = Claims()
         self._tasks: dict[ActivityKey, PendingActivity] = {}  # Celery tasks that run here as activities
         self._stopping = threading.Event()
         self._renew = threading.Event()

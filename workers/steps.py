@@ -6,9 +6,11 @@ child of `prefork`; doorbells are answered straight from the consumer where the 
 
 from __future__ import annotations
 
+import json
 import logging
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from celery import Celery, bootsteps, current_app, signals
@@ -16,9 +18,9 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import TimeLimitExceeded
 from celery.worker import state
 
-from orchestrator.celery import orchestrator_of
+from orchestrator.celery import orchestrator_of, refuse
 from orchestrator.dispatch import DOORBELL, task_id
-from orchestrator.errors import DatabaseUnavailable
+from orchestrator.errors import DatabaseUnavailable, SettingsError
 from schemas.history import Failure
 from schemas.runs import PendingActivity
 from workers.consumer import FleetConsumer, strategy_hooks
@@ -31,6 +33,8 @@ from workers.threads import Threads
 
 log = logging.getLogger("orchestrator.steps")
 
+SHARED_BYTES = 64 * 1024  # for the names of queues
+SHARE_INTERVAL_S = 0.5
 CHILD_THREADS = 1  # of a prefork child: the pool has already decided how many things run at once
 
 
@@ -41,6 +45,7 @@ class Presence:
     pid: int = 0
     node: str = "worker"  # of the worker's main process; children inherit it
     main_pid: int = 0
+    queues: SharedQueues | None = None  # of a prefork worker
 
     @classmethod
     def current(cls) -> Host | None:
@@ -65,6 +70,37 @@ class Presence:
             cls.host = None
 
 
+class SharedQueues:
+    """The queues that a prefork worker consumes, in memory that its children share: remote control speaks to the main process alone."""
+
+    def __init__(self, queues: Callable[[], Iterable[str]]) -> None:
+        self._queues = queues
+        self._memory = mmap.mmap(-1, SHARED_BYTES)
+        self._shared = b""  # by the main process
+        self._raw, self._seen = b"", tuple[str, ...]()  # by a child
+
+    def share(self) -> None:
+        """In the main process: write them down if they have changed."""
+        raw = json.dumps(sorted(self._queues())).encode() + b"\n"
+        if len(raw) > SHARED_BYTES:
+            log.warning("the names of the queues are too many for the children of this worker: they keep the ones they know")
+        elif raw != self._shared:
+            self._shared = raw
+            self._memory.seek(0)
+            self._memory.write(raw)
+
+    def seen(self) -> Sequence[str]:
+        """In a child: as the main process wrote them last."""
+        self._memory.seek(0)
+        raw = self._memory.readline()
+        if raw != self._raw:
+            try:
+                self._raw, self._seen = raw, tuple(json.loads(raw))
+            except ValueError:
+                return self._seen  # it is being written at this moment
+        return self._seen
+
+
 class EngineStep(bootsteps.StartStopStep):
     """The engine as a part of the worker's main process."""
 
@@ -74,13 +110,21 @@ class EngineStep(bootsteps.StartStopStep):
         worker.engine = None
 
     def include_if(self, worker: Any) -> bool:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
-        """Under prefork the children have engines, the main process has none: it forks."""
+        """Always; and note what children of prefork need to know before the first of them is forked."""
         Presence.node, Presence.main_pid = worker.hostname, os.getpid()
-        return not issubclass(worker.pool_cls, PreforkPool)
+        if issubclass(worker.pool_cls, PreforkPool):
+            _refuse_spawn(worker)
+            Presence.queues = SharedQueues(lambda: worker.app.amqp.queues.consume_from)
+            Presence.queues.share()
+        return True
 
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Begin to work, on the threads and the loop of our pool, or on some of our own."""
         pool = worker.pool
+        if Presence.queues is not None:
+            # The children have engines, the main process has none: it forks.
+            worker.timer.call_repeatedly(SHARE_INTERVAL_S, Presence.queues.share)
+            return
         if isinstance(pool, FleetPool):
             threads, loop = pool.threads, pool.loop
         else:
@@ -132,6 +176,7 @@ def enter_child(**_: Any) -> None:  # noqa: ANN401 - signals add what they like
     app: Celery = current_app._get_current_object()  # type: ignore[attr-defined] # noqa: SLF001 - the way behind Celery's proxy
     if Presence.main_pid in {0, os.getpid()}:
         return
+    assert Presence.queues is not None, "the main process shares its queues before it forks"
     threads, loop = _own_threads(CHILD_THREADS)
     Presence.enter(_host(app, f"{Presence.node}/{os.getpid()}", threads, loop))
     wrap_tracers(app, Presence.current)
@@ -190,8 +235,16 @@ def _give_up(pool: Any, ids: set[str]) -> None:  # noqa: ANN401 - of any kind
             job.terminate()
 
 
+def _refuse_spawn(worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
+    """A spawned child imports the world anew and has an application that nobody has made ours: say so, before activities go astray."""
+    if worker.pool_start_method == "spawn":
+        refuse(SettingsError("prefork children must be forked. Set worker_pool_start_method='fork', or use -P threads or our own pool."))
+
+
 def _host(app: Celery, node: str, threads: Threads, loop: CoroutineLoop) -> Host:
-    return Host(orchestrator_of(app), node=node, queues=lambda: list(app.amqp.queues.consume_from), threads=threads, loop=loop)
+    shared = Presence.queues
+    queues = shared.seen if shared is not None else lambda: list(app.amqp.queues.consume_from)
+    return Host(orchestrator_of(app), node=node, queues=queues, threads=threads, loop=loop)
 
 
 def _own_threads(limit: int) -> tuple[Threads, CoroutineLoop]:

@@ -133,7 +133,7 @@ def claim(host: Host, key: ActivityKey) -> Passage:
 
     To give up at the first would not do: it may have been committed, and then the attempt is ours and no message will come again.
     """
-    for tried in range(CLAIM_TRIES_MAX):
+    for tried in range(CLAIM_TRIES_MAX if host.claims.first(key) else 0):
         if tried:
             host.orchestrator.clock.sleep(CLAIM_RETRY_S)
         try:
@@ -144,6 +144,7 @@ def claim(host: Host, key: ActivityKey) -> Passage:
                     pending = known if known is not None and known.worker == host.engine.worker_id else None
         except DatabaseUnavailable:
             if tried == CLAIM_TRIES_MAX - 1:
+                host.claims.forget(key)
                 raise
             continue
         if pending is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from orchestrator.clock import Clock
@@ -20,7 +21,7 @@ from orchestrator.core.definitions import ACTIVITIES, WORKFLOWS
 from orchestrator.crashpoints import crashpoint
 from orchestrator.dispatch import Broker, expire_activities, fire_timers, ring_all, settlement
 from orchestrator.errors import DatabaseUnavailable
-from orchestrator.store import Store, Transaction, activities, control, turns, workers
+from orchestrator.store import Store, Transaction, Unmet, activities, control, turns, workers
 from schemas.history import ActivityCompleted, ActivityScheduled, Turn
 from schemas.runs import ActivityKey, Beat, ClaimedRun, PendingActivity, Question, Resolved, Settlement, TryAgain
 from schemas.settings import Settings
@@ -229,28 +230,36 @@ class Engine:
     def _write(self, batch: Batch, *, claim: bool) -> Written:
         """Write the batch and claim what comes next, in one transaction."""
         wanted = claim and not self.draining
+        self._wanted = False
         beats = self._beats()
         written = Written()
         if not (batch or wanted or beats):
             return written
-        with self.store.transaction(purpose="turns.commit") as tx:
-            if batch.commits:
+        alone = not (batch.settlements or batch.failures or batch.released or batch.answers or wanted or beats)
+        if alone and turns.is_single(batch.commits):
+            with suppress(Unmet), self.store.transaction(purpose="turns.commit", single=True) as tx:
                 written.lost = turns.commit(tx, batch.commits, worker=self.worker_id, build=self.settings.build).lost
-            if batch.settlements:
-                queues, _ = activities.settle(tx, batch.settlements)
-                written.rings |= queues
-            if batch.failures:
-                turns.fail_turns(tx, batch.failures)
-            if batch.released:
-                turns.release(tx, batch.released)
-            if batch.answers:
-                control.answer(tx, batch.answers)
+                return written
+        with self.store.transaction(purpose="turns.commit") as tx:
+            self._write_all(tx, batch, written)
             if beats:
                 written.beaten = activities.beat(tx, beats)
             if wanted:
                 self._claim(tx, written)
-        self._wanted = False
         return written
+
+    def _write_all(self, tx: Transaction, batch: Batch, written: Written) -> None:
+        if batch.commits:
+            written.lost = turns.commit(tx, batch.commits, worker=self.worker_id, build=self.settings.build).lost
+        if batch.settlements:
+            queues, _ = activities.settle(tx, batch.settlements)
+            written.rings |= queues
+        if batch.failures:
+            turns.fail_turns(tx, batch.failures)
+        if batch.released:
+            turns.release(tx, batch.released)
+        if batch.answers:
+            control.answer(tx, batch.answers)
 
     def _claim(self, tx: Transaction, written: Written) -> None:
         queues = list(self.queues())
@@ -298,6 +307,8 @@ class Engine:
         self._runner.told(written.beaten)
         for answer in written.beaten:
             beating = self._running.get(answer.key)
+            if beating is not None and answer.cancel_requested:  # so that its end is not taken for a failure to be tried again
+                self._running[answer.key] = replace(beating, cancel_requested=True)
             if beating is not None and beating.scheduled.heartbeat_s is not None:
                 self._agenda.add(self.now() + beating.scheduled.heartbeat_s, "deadlines")
         self._claimed, self._questions = written.claimed, written.questions

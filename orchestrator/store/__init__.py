@@ -23,9 +23,9 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.crashpoints import crashpoint
 from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
 from orchestrator.store import schema
-from orchestrator.store.transaction import PostgresTransaction, SqliteTransaction, Transaction
+from orchestrator.store.transaction import PostgresTransaction, SqliteTransaction, Transaction, Unmet
 
-__all__ = ["Store", "Transaction"]
+__all__ = ["Store", "Transaction", "Unmet"]
 
 BUSY_TIMEOUT_S = 30.0  # SQLite's waits are unfair: at saturation one writer may wait for seconds
 CONNECT_TIMEOUT_S = 10
@@ -46,6 +46,13 @@ _SQLITE_WORLD = {
 }
 
 
+PLANNING = """
+SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off
+"""
+# Every sentence is written for an index and a few hundred rows, and is prepared once per connection: planning it anew costs more than
+# running it, and a plan that was made while a table was empty must still be right when it is full.
+
+
 class Store:
     """A database by its URL; connections are made when the first transaction begins, and anew in a forked child."""
 
@@ -62,8 +69,10 @@ class Store:
         return cls(_parse(url), clock=clock)
 
     @contextmanager
-    def transaction(self, *, readonly: bool = False, purpose: str = "transaction") -> Iterator[Transaction]:
+    def transaction(self, *, readonly: bool = False, single: bool = False, purpose: str = "transaction") -> Iterator[Transaction]:
         """An open transaction: committed at the end of the block, rolled back by an exception.
+
+        A single one consists of one statement, or of one block of `together`, and costs PostgreSQL one round trip.
 
         A readonly one sees one moment and waits for nobody. `purpose` names the crash points around the commit. Raises DatabaseUnavailable
         when the database cannot be reached, has gone, or chose this transaction as the victim of a deadlock: nothing is written then, or,
@@ -77,7 +86,9 @@ class Store:
             if self.dialect == "sqlite":
                 yield from self._on_sqlite(cast("sqlite3.Connection", connection), readonly=readonly, purpose=purpose)
             else:
-                yield from self._on_postgres(cast("psycopg.Connection[Any]", connection), readonly=readonly, purpose=purpose)
+                postgres = cast("psycopg.Connection[Any]", connection)
+                way = self._alone_on_postgres if single else self._on_postgres
+                yield from way(postgres, readonly=readonly, purpose=purpose)
 
     def joined(self, connection: sqlalchemy.Connection) -> Transaction:
         """Our part of a caller's own transaction on the same database: it commits or rolls back when theirs does."""
@@ -170,6 +181,14 @@ class Store:
             raise
         crashpoint(f"{purpose}:after_commit")
 
+    @staticmethod
+    def _alone_on_postgres(connection: psycopg.Connection[Any], *, readonly: bool, purpose: str) -> Iterator[Transaction]:
+        if not readonly:
+            crashpoint(f"{purpose}:before_commit")
+        yield PostgresTransaction(connection, single=True)
+        if not readonly:
+            crashpoint(f"{purpose}:after_commit")
+
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Say in one sentence what the world did; leave what we did wrong alone."""
@@ -234,6 +253,10 @@ def _postgres_engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:
     if "connect_timeout" not in url.query:
         options["connect_timeout"] = CONNECT_TIMEOUT_S
     engine = sqlalchemy.create_engine(url, connect_args=options, use_native_hstore=False, **_pool_options())
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def prepare(connection: psycopg.Connection[Any], _record: object) -> None:
+        connection.execute(PLANNING)
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:  # migrations only: `transaction` speaks to the driver

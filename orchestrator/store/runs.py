@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.store import documents
 from orchestrator.store.documents import RUN_COLUMNS
-from orchestrator.store.transaction import Transaction
+from orchestrator.store.transaction import Sender, Transaction
 from schemas.history import FLAGS_NOW, Arrival, Close, Failure, Json, RunTerminated, Turn
 from schemas.runs import IdConflictPolicy, IdReusePolicy, NewRun, RunDescription, StartOutcome, Status
 
@@ -201,7 +201,7 @@ def close_from_outside(tx: Transaction, run_id: str, close: Close) -> str | None
     return str(queue)
 
 
-def record_outcomes(tx: Transaction, outcomes: Sequence[tuple[str, Json, Failure | None, str | None]]) -> None:
+def record_outcomes(tx: Sender, outcomes: Sequence[tuple[str, Json, Failure | None, str | None]]) -> None:
     """Keep the (run id, result, failure, continued_as) of closed runs; one that left nothing costs no row."""
     rows = [
         (run_id, documents.dump_unless_none(result), documents.dump_unless_none(failure), continued_as)

@@ -16,10 +16,11 @@ from __future__ import annotations
 import re
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import psycopg
@@ -56,6 +57,7 @@ class Transaction(ABC):
     """An open transaction; `send` promises order but not that the database has answered, `run` waits for the answer."""
 
     dialect: str
+    single = False  # it consists of one statement, or of one block of `together`, and is committed with it
 
     def run(self, sentence: str, /, **params: Any) -> list[Row]:  # noqa: ANN401 - what a driver can bind
         """Run one statement and return its rows."""
@@ -76,6 +78,41 @@ class Transaction(ABC):
     @abstractmethod
     def send_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
         """Run one statement over a row source without waiting for its answer; no rows, no statement."""
+
+    @abstractmethod
+    def together(self) -> AbstractContextManager[Together]:
+        """Collect statements and send them at the end of the block as one, where the database can.
+
+        They must touch different rows, and none may need to see what another did: they look at the moment before the first of them.
+        """
+
+    @abstractmethod
+    def start_over(self) -> None:
+        """Undo everything that this transaction has done, and go on with a new one."""
+
+
+class Unmet(Exception):
+    """A statement of a single transaction changed another number of rows than it had to; nothing was written."""
+
+
+class Sender(Protocol):
+    """What statements can be given to."""
+
+    def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Run one statement."""
+        ...
+
+    def send_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Run one statement over a row source; no rows, no statement."""
+        ...
+
+
+class Together(Sender, Protocol):
+    """What statements can be given to that are to be sent as one."""
+
+    def expect(self, reply: Reply, count: int) -> None:
+        """In a single transaction on PostgreSQL: raise Unmet at the end of the block unless the statement gave `count` rows."""
+        ...
 
 
 class Answered(Reply):
@@ -98,6 +135,18 @@ class SqliteTransaction(Transaction):
         self._cursor = connection.cursor()
         self._cursor.row_factory = None
 
+    def together(self) -> AbstractContextManager[Together]:
+        """One after the other: a statement costs no round trip here."""
+        return nullcontext(self)
+
+    def expect(self, reply: Reply, count: int) -> None:
+        """The caller looks for itself: it can undo what it did."""
+
+    def start_over(self) -> None:
+        """Undo everything."""
+        self._cursor.execute("ROLLBACK")
+        self._cursor.execute("BEGIN IMMEDIATE")
+
     def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
         """Run it now."""
         bound = {name: _listed(value) for name, value in params.items()}
@@ -119,24 +168,91 @@ class PostgresTransaction(Transaction):
 
     dialect = "postgresql"
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], *, single: bool = False) -> None:
         self._connection = connection
+        self.single = single
+        self._sent = 0
 
     def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
         """Put it on its way."""
         rendered = render("postgresql", sentence)
-        cursor = self._connection.cursor(row_factory=tuple_row)
+        cursor = self._cursor()
         bound = {name: array(value) if isinstance(value, list) else value for name, value in params.items()}
         cursor.execute(rendered.text.encode(), bound)
         return _Sent(cursor) if rendered.answers else Answered([])
 
     def send_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
         """Put it on its way, one array a column."""
-        if not rows:
-            return Answered([])
-        for position, column in enumerate(zip(*rows, strict=True)):
-            params[f"v_{position}"] = array(column)
-        return self.send(sentence, **params)
+        return self.send(sentence, **columns_of(rows), **params) if rows else Answered([])
+
+    @contextmanager
+    def together(self) -> Iterator[Together]:
+        """As one statement: each becomes a common table expression, and all answers come in one row."""
+        group = _Group()
+        yield group
+        if group.sentences:
+            expected = tuple(group.expected) if self.single else ()
+            cursor = self._cursor()
+            try:
+                cursor.execute(composed(tuple(group.sentences), expected).encode(), group.params)
+            except psycopg.errors.DivisionByZero as error:
+                raise Unmet from error
+            group.sent = cursor
+
+    def start_over(self) -> None:
+        """Undo everything."""
+        self._connection.execute("ROLLBACK")
+        self._connection.execute("BEGIN")
+
+    def _cursor(self) -> psycopg.Cursor[Row]:
+        self._sent += 1
+        assert self._sent == 1 or not self.single, "a single transaction is one statement"
+        return self._connection.cursor(row_factory=tuple_row)
+
+
+class _Group:
+    """Statements that wait to be sent together."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+        self.params: dict[str, Any] = {}
+        self.expected: list[int] = []
+        self.sent: psycopg.Cursor[Row] | None = None
+        self._answers: list[list[Row]] | None = None
+
+    def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Keep it."""
+        place = len(self.sentences)
+        self.sentences.append(sentence)
+        self.params.update({f"s{place}_{name}": array(value) if isinstance(value, list) else value for name, value in params.items()})
+        return _Share(self, place)
+
+    def send_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
+        """Keep it."""
+        return self.send(sentence, **columns_of(rows), **params) if rows else Answered([])
+
+    def expect(self, reply: Reply, count: int) -> None:
+        """Keep it."""
+        if isinstance(reply, _Share):
+            self.expected.append(reply.place)
+            self.params[f"expected_{reply.place}"] = count
+
+    def answer(self, place: int) -> list[Row]:
+        """The rows of one of the statements."""
+        if self._answers is None:
+            assert self.sent is not None, "answers come after the block"
+            row = self.sent.fetchone()
+            assert row is not None, "a statement made of scalar sub-selects has one row"
+            self._answers = [[tuple(record.values()) for record in orjson.loads(text)] for text in row[: len(self.sentences)]]
+        return self._answers[place]
+
+
+class _Share(Reply):
+    def __init__(self, group: _Group, place: int) -> None:
+        self._group, self.place = group, place
+
+    def rows(self) -> list[Row]:
+        return self._group.answer(self.place)
 
 
 class _Sent(Reply):
@@ -145,6 +261,28 @@ class _Sent(Reply):
 
     def rows(self) -> list[Row]:
         return self._cursor.fetchall()
+
+
+@lru_cache(maxsize=SENTENCES_MAX)
+def composed(sentences: tuple[str, ...], expected: tuple[int, ...] = ()) -> str:
+    """PostgreSQL: one statement out of several; their parameters are told apart by the place of the statement.
+
+    Where row counts are expected, the statement divides by zero, and so undoes itself, unless they are met.
+    """
+    parts, answers = [], []
+    for place, sentence in enumerate(sentences):
+        rendered = render("postgresql", sentence)
+        parts.append(f"s{place} AS ({rendered.text.replace('%(', f'%(s{place}_')})")
+        answers.append(f"(SELECT coalesce(json_agg(s{place}), '[]')::text FROM s{place})" if rendered.answers else "'[]'")  # noqa: S608 - ours
+    if expected:
+        met = " AND ".join(f"(SELECT count(*) FROM s{place}) = %(expected_{place})s" for place in expected)  # noqa: S608 - ours
+        answers.append(f"1 / CASE WHEN {met} THEN 1 ELSE 0 END")
+    return f"WITH {', '.join(parts)} SELECT {', '.join(answers)}"
+
+
+def columns_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The parameters of a row source on PostgreSQL: an array for each column."""
+    return {f"v_{position}": array(column) for position, column in enumerate(zip(*rows, strict=True))}
 
 
 def array(values: Sequence[Any]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.store import documents, runs
-from orchestrator.store.transaction import Transaction
+from orchestrator.store.transaction import Sender, Transaction
 from schemas.history import ActivityCanceled, ActivityCancelRequested, Arrival, TimerCanceled, TimerStarted, Turn
 from schemas.runs import ClaimedRun, Committed, InboxEntry, NewRun, Status, TurnCommit, TurnFailure
 
@@ -81,6 +81,9 @@ WHERE true ON CONFLICT DO NOTHING
 _STOP_TIMERS = """
 DELETE FROM timers WHERE (run_id, kind, seq) IN (SELECT v.run_id, v.kind, v.seq FROM {rows run_id:text, kind:text, seq:int})
 """
+_CLEAR_ACTIVITIES = """
+DELETE FROM activities WHERE {in run_id :run_ids} AND NOT {in run_id || ' ' || cast(seq AS text) :settled}
+"""
 _CANCEL_QUEUED = """
 DELETE FROM activities WHERE (run_id, seq) IN (SELECT v.run_id, v.seq FROM {rows run_id:text, seq:int}) AND state = 'queued'
 RETURNING run_id, seq, attempt
@@ -149,27 +152,33 @@ def load(tx: Transaction, after_turns: Mapping[str, int]) -> dict[str, list[Turn
     return histories
 
 
+def is_single(turns: Sequence[TurnCommit]) -> bool:
+    """Whether these turns can be committed by a single transaction."""
+    return not any(
+        turn.continued_as is not None or any(isinstance(command, ActivityCancelRequested) for command in turn.commands) for turn in turns
+    )
+
+
 def commit(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, publish_again_s: float = PUBLISH_AGAIN_S) -> Committed:
     """Write turns of different runs with a handful of statements; return the runs whose turn was lost, of which nothing is written.
 
     A turn is lost when its epoch is not the run's any more, when an activity it settles is not this worker's any more, and, if it
-    closes the run, when something new has arrived meanwhile: then the run is claimable at once.
+    closes the run, when something new has arrived meanwhile: then the run is claimable at once. Must be the first thing that the
+    transaction writes, because a loser makes it start over. A single transaction (see `is_single`) raises Unmet instead of naming losers.
     """
     assert len({turn.run_id for turn in turns}) == len(turns), "one commit holds at most one turn of a run"
     standing = sorted(turns, key=lambda turn: turn.run_id)
     lost: set[str] = set()
-    runs.lock(tx, [turn.run_id for turn in standing])  # before the savepoint: going back must not let go of them
     while standing:
-        # All statements are on their way before the first answer is looked at; only a loser makes us go back.
-        tx.send("SAVEPOINT turns")
         losers = _write(tx, standing, worker=worker, build=build, publish_again_s=publish_again_s)
         if not losers:
-            tx.send("RELEASE SAVEPOINT turns")
             break
-        tx.send("ROLLBACK TO SAVEPOINT turns")
-        tx.send("RELEASE SAVEPOINT turns")
+        tx.start_over()  # everything was written in the hope that all fences hold; that is nearly always so
         lost |= losers
         standing = [turn for turn in standing if turn.run_id not in losers]
+        runs.lock(tx, [turn.run_id for turn in turns])
+    if tx.single:
+        return Committed()
     _cancel_activities(tx, standing)
     for turn in standing:
         if turn.continued_as is not None:
@@ -197,34 +206,33 @@ def release(tx: Transaction, claims: Sequence[tuple[str, int]]) -> None:
 
 def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, publish_again_s: float) -> set[str]:
     """Write all there is in one go; return the runs whose fence did not hold, or nothing if all is well."""
-    advanced = tx.send_rows(
-        _ADVANCE,
-        [(t.run_id, t.epoch, t.turn, t.status.value, t.more, len(t.arrivals) + len(t.commands)) for t in turns],
-    )
+    going_on = [turn for turn in turns if turn.status is Status.RUNNING]
     keys = sorted({(key.run_id, key.seq, key.attempt) for turn in turns for key in turn.settled})
-    settled = tx.send_rows(_SETTLE_EAGER, keys, worker=worker)
-    tx.send_rows(
-        _APPEND,
-        [(t.run_id, t.turn, t.at, int(t.flags), documents.dump([*t.arrivals, *t.commands])) for t in turns],
-        worker=worker,
-        build=build,
-    )
-    consumed = [entry_id for turn in turns for entry_id in turn.consumed]
-    if consumed:
-        tx.send("DELETE FROM inbox WHERE {in id :ids}", ids=consumed)
-    _write_going_on(tx, [turn for turn in turns if turn.status is Status.RUNNING], worker=worker, publish_again_s=publish_again_s)
-    closing = [turn for turn in turns if turn.status is not Status.RUNNING]
-    if closing:
-        runs.record_outcomes(
-            tx, [(t.run_id, t.result, t.failure, t.continued_as.started.run_id if t.continued_as else None) for t in closing]
+    consumed = [entry_id for turn in going_on for entry_id in turn.consumed]
+    with tx.together() as group:
+        advanced = group.send_rows(
+            _ADVANCE,
+            [(t.run_id, t.epoch, t.turn, t.status.value, t.more, len(t.arrivals) + len(t.commands)) for t in turns],
         )
-        runs.clear(tx, [turn.run_id for turn in closing])
+        settled = group.send_rows(_SETTLE_EAGER, keys, worker=worker)
+        group.expect(advanced, len(turns))
+        group.expect(settled, len(keys))
+        group.send_rows(
+            _APPEND,
+            [(t.run_id, t.turn, t.at, int(t.flags), documents.dump([*t.arrivals, *t.commands])) for t in turns],
+            worker=worker,
+            build=build,
+        )
+        if consumed:
+            group.send("DELETE FROM inbox WHERE {in id :ids}", ids=consumed)
+        _write_going_on(group, going_on, worker=worker, publish_again_s=publish_again_s)
+        _write_closing(group, [turn for turn in turns if turn.status is not Status.RUNNING], keys)
     stands = {run_id for (run_id,) in advanced.rows()}
     gone = {(run_id, seq) for run_id, seq, _ in keys} - {(run_id, seq) for run_id, seq in settled.rows()}
     return {turn.run_id for turn in turns} - stands | {run_id for run_id, _ in gone}
 
 
-def _write_going_on(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, publish_again_s: float) -> None:
+def _write_going_on(tx: Sender, turns: Sequence[TurnCommit], *, worker: str, publish_again_s: float) -> None:
     """Activities and timers of runs that stay open."""
     scheduled = [
         (
@@ -250,6 +258,19 @@ def _write_going_on(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str
     tx.send_rows(_START_TIMERS, started)
     stopped = [(turn.run_id, "timer", c.seq) for turn in turns for c in turn.commands if isinstance(c, TimerCanceled)]
     tx.send_rows(_STOP_TIMERS, stopped)
+
+
+def _write_closing(tx: Sender, turns: Sequence[TurnCommit], keys: Sequence[tuple[str, int, int]]) -> None:
+    """Outcomes of runs that are over, and the removal of all that nobody will look at any more."""
+    if not turns:
+        return
+    outcomes = [(t.run_id, t.result, t.failure, t.continued_as.started.run_id if t.continued_as else None) for t in turns]
+    runs.record_outcomes(tx, outcomes)
+    run_ids = [turn.run_id for turn in turns]
+    tx.send("DELETE FROM inbox WHERE {in run_id :run_ids}", run_ids=run_ids)
+    tx.send("DELETE FROM timers WHERE {in run_id :run_ids}", run_ids=run_ids)
+    # What was settled is being removed beside this; one statement must not remove a row twice.
+    tx.send(_CLEAR_ACTIVITIES, run_ids=run_ids, settled=[f"{run_id} {seq}" for run_id, seq, _ in keys])
 
 
 def _cancel_activities(tx: Transaction, turns: Sequence[TurnCommit]) -> None:

@@ -48,7 +48,11 @@ class Program:
         self.log = log
         self.out = log.open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "tests.e2e.tasks_app", *argv], cwd=ROOT, env=environment, stdout=self.out, stderr=self.out
+            [sys.executable, "-m", "celery", "-A", "tests.e2e.tasks_app", *argv],
+            cwd=ROOT,
+            env=environment,
+            stdout=self.out,
+            stderr=self.out,
         )
 
     @property
@@ -167,12 +171,10 @@ def site(folder: Path, database: str, broker: str, **settings: object) -> Iterat
     opened = Site(folder, database, broker, **settings)
     try:
         yield opened
-    except BaseException:
-        for program in opened.programs:
-            print(f"--- {program.log.name}\n{program.text[-6000:]}")
-        raise
     finally:
         opened.close()
+        for program in opened.programs:  # shown when the test fails
+            print(f"--- {program.log.name}\n{program.text[-6000:]}")
 
 
 def broker_of(valkey: Valkey) -> str:

@@ -263,7 +263,14 @@ def told(error: ActivityError) -> list[Any]:
     cause = error.cause
     below = cause.__cause__ if cause is not None else None
     kind = type(cause).__name__
-    return ["failed", kind, getattr(cause, "type", ""), str(cause), error.retry_state, str(below) if isinstance(below, FailureError) else ""]
+    return [
+        "failed",
+        kind,
+        getattr(cause, "type", ""),
+        str(cause),
+        error.retry_state,
+        str(below) if isinstance(below, FailureError) else "",
+    ]
 
 
 @signals.task_prerun.connect
@@ -274,4 +281,3 @@ def _prerun(task_id="", **_):
 @signals.task_postrun.connect
 def _postrun(task_id="", **_):
     note(f"{task_id} postrun")
-

@@ -56,13 +56,13 @@ class ShakyStore(Store):
     world: World
 
     @contextmanager
-    def transaction(self, *, readonly: bool = False, purpose: str = "transaction") -> Iterator[Transaction]:
+    def transaction(self, *, readonly: bool = False, purpose: str = "transaction", **options: bool) -> Iterator[Transaction]:
         world = self.world
         world.between(purpose)
         fault = world.database_fault(readonly=readonly)
         if fault == "away":
             raise DatabaseUnavailable("the database is away")
-        with super().transaction(readonly=readonly, purpose=purpose) as tx:
+        with super().transaction(readonly=readonly, purpose=purpose, **options) as tx:
             yield tx
             if fault == "refused":
                 raise DatabaseUnavailable("the database went away before the commit")

@@ -8,7 +8,7 @@ import random
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import SimpleNamespace
@@ -19,18 +19,23 @@ from celery.app.trace import trace_ok_t
 from beat.ticks import Rounds
 from orchestrator import crashpoints
 from orchestrator.core.payloads import PayloadConverter
+from orchestrator.dispatch import hand_back
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.store import Store, Transaction
+from schemas.history import Failure
 from schemas.runs import ActivityKey, PendingActivity
 from schemas.settings import Settings
+from tests.laws import Run
 from tests.simulation import corpus_activities
 from tests.simulation.corpus_activities import MAIN_QUEUE, SIDE_QUEUE, TASK_QUEUE
 from tests.simulation.fibers import Fiber, Killed
 from tests.simulation.twins import Message, NoWatchdog, ProcessClock, ShakyStore, TwinRunner, TwinVitals, Wire, twin_route
+from workers.claims import Claims
 from workers.decider import Decider
 from workers.instances import Instances
 from workers.lease import Lease
-from workers.tasks import claim, conclude
+from workers.tasks import claim, conclude, told_by_celery
+from workers.threads import Interruption
 from workers.turns import Engine
 from workers.watchdog import Watchdog
 
@@ -61,6 +66,7 @@ class Faults:
     late: float = 0.0
     wipes: int = 0
     restarts: int = 0  # of processes, anywhere between two steps
+    stops: int = 0  # of workers, in good order
     clocks: int = 0  # wall clocks that are set, a worker's or the database's
 
     @classmethod
@@ -89,6 +95,7 @@ class Faults:
             late=rate(0.5),
             wipes=times(2),
             restarts=times(3),
+            stops=times(3),
             clocks=times(2),
         )
 
@@ -124,6 +131,7 @@ class World:
     visited: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
     naps: int = 0
+    runs: list[Run] = field(default_factory=list)  # as they are found at the end
     engines: list[Engine] = field(default_factory=list)  # of all lives of all processes
     aimed: int = 0
 
@@ -332,6 +340,7 @@ class World:
         sometime(faults.wipes, self.wire.wipe)
         sometime(faults.outages, outage)
         sometime(faults.restarts, lambda: self.crash(processes(), "anywhere"))
+        sometime(faults.stops, lambda: self.random.choice(self.workers).stop())
         sometime(faults.freezes, lambda: self.random.choice(self.workers).freeze())
         sometime(faults.clocks, set_clock)
 
@@ -382,6 +391,25 @@ class Process:
             if not fiber.done and fiber is not self.world._fiber:
                 fiber.kill()
         self.fibers = []
+
+    def stop(self) -> None:
+        """An orderly end without any patience: what is left is handed back."""
+        if not self.alive or self.frozen or not self.engine.worker_id:
+            return
+        world = self.world
+        world.note(f"{self.name} stops")
+
+        def stop() -> None:
+            try:
+                self.engine.draining = True
+                hand_back(world.store, world.wire, self.engine.worker_id, batch_max=world.settings.due_batch_max)
+            except DatabaseUnavailable:
+                world.note(f"{self.name} leaves its work to others")
+
+        world.perform(self, stop, divisible=False)
+        if self.alive:
+            self.die()
+            world.after(world.random.choice((0.05, 3.0)), self.boot)
 
     def freeze(self) -> None:
         self.world.note(f"{self.name} freezes")
@@ -441,6 +469,7 @@ class Process:
             clock=self.clock,
             signs=TwinVitals(world, self),
         )
+        self.claims = Claims()
         world.engines.append(self.engine)
         self.renew = False
         self.looked_at = 0.0
@@ -539,11 +568,14 @@ class Process:
             pending = self.runner.attempts[key].attempt.pending
             world.executed(pending)
             world.wait(world.random.choice((0.001, 0.2, 2.0)))
+            if pending.scheduled.retry is not None and pending.key.attempt == 1 and world.random.random() < 0.3:
+                raise Interruption  # a hard time limit
             return trace_ok_t(corpus_activities.task(*pending.scheduled.args), None, 0.0, None)
 
         present: Any = SimpleNamespace(
             orchestrator=SimpleNamespace(store=world.store, converter=world.converter, broker=world.wire, clock=self.clock),
             engine=self.engine,
+            claims=self.claims,
             began=self.runner.adopt,
             ended=self._ended,
         )
@@ -551,6 +583,10 @@ class Process:
             passage = claim(present, key)
             if passage.attempt is not None:
                 conclude(passage, body)
+        except Interruption:
+            late = Failure(kind="timeout", type="start_to_close", message="the hard time limit")
+            with suppress(DatabaseUnavailable):  # the deadline in the store comes after it
+                told_by_celery(present.orchestrator, f"{key.run_id}--{key.seq}-{key.attempt}", late)
         except DatabaseUnavailable:
             world.after(1.0, lambda: world.wire._post(message))  # not acknowledged: it comes again
         except (Killed, SimulatedCrash):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
 
 from orchestrator.settings import load
@@ -40,10 +41,18 @@ def settings_of(chance: Random) -> Settings:
     )
 
 
-def simulate(seed: int, *, faults: Faults | None = None, only: tuple[str, ...] = (), aim: str = "", aim_hit: int = 1) -> World:
-    """One world from its beginning to its judgement."""
+def simulate(
+    seed: int,
+    *,
+    faults: Faults | None = None,
+    only: tuple[str, ...] = (),
+    aim: str = "",
+    aim_hit: int = 1,
+    changed: Mapping[str, object] | None = None,
+) -> World:
+    """One world from its beginning to its judgement; `only` these scenarios, `aim` at a crash point, settings `changed`."""
     chance = Random(seed)
-    settings = settings_of(chance)
+    settings = settings_of(chance).model_copy(update=changed)
     world = World(seed, faults if faults is not None else Faults.drawn(chance), settings, aim=aim, aim_hit=aim_hit)
     makers = [maker for maker in scenarios.ALL if maker.__name__ in only] or chance.sample(scenarios.ALL, chance.randint(1, SCENARIOS_MAX))
     work = {f"{number}-{maker.__name__}": maker(chance) for number, maker in enumerate(makers)}
@@ -56,7 +65,8 @@ def simulate(seed: int, *, faults: Faults | None = None, only: tuple[str, ...] =
         check_laws(world.store, orphans=True, early_s=early_s)
         until = world.steady + ORPHANS_S
         world.go(lambda: world.steady >= until, look_every_s=5.0)
-        judge(world, work, check_laws(world.store, replay=False, early_s=early_s))
+        world.runs = check_laws(world.store, replay=False, early_s=early_s)
+        judge(world, work, world.runs)
     except BaseException as error:
         error.add_note(f"--seed {seed}: {sorted(work)}; {world.faults}; {settings.model_dump(include={'cache', 'eager', 'claim_batch_max'})}")
         error.add_note("\n".join(world.trace[-400:]))
@@ -73,6 +83,8 @@ def all_closed(world: World, workflows: int) -> bool:
 
 
 def judge(world: World, work: dict[str, Scenario], all_runs: list[Run]) -> None:
+    with world.quietly() as tx:
+        assert not tx.run("SELECT id FROM queries WHERE answered_at IS NULL"), "a query was not answered"
     twice = [key for key, times in world.executions.items() if times > 1]
     assert not twice, f"these attempts were executed more than once: {twice}"
     _check_attempts(world)

@@ -1,0 +1,109 @@
+"""The demo on a small folder: it kills, wipes, recovers, compares, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.demo_workflows import facts_of, report_of, source_files
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 60
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Twelve files: good, empty, broken, in a subfolder, and some that are not to be looked at."""
+    code = tmp_path / "code"
+    (code / "inner").mkdir(parents=True)
+    (code / "site-packages").mkdir()
+    for number in range(9):
+        (code / f"good_{number}.py").write_text(
+            "import os\nfrom json import loads\ndef f():\n    def g(): ...\n    return g\n" * (number + 1)
+        )
+    (code / "inner" / "empty.py").write_text("")
+    (code / "broken.py").write_text("def (:\n")
+    (code / "null.py").write_bytes(b"x = 1\0\n")
+    (code / "notes.txt").write_text("not Python")
+    (code / "site-packages" / "theirs.py").write_text("x = 1")
+    return code
+
+
+@pytest.fixture
+def temporary(tmp_path) -> Iterator[Path]:
+    path = Path(f"/tmp/orch-t{os.getpid()}")  # short: a socket lives below
+    path.mkdir()
+    yield path
+    path.rmdir()  # fails unless the demo cleaned up
+
+
+def demo(*words: str, temporary: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    argv = [sys.executable, "-m", "orchestrator.cli", "demo", *words]
+    return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def left_behind(temporary: Path) -> list[str]:
+    """Processes that work with files of this demo."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        words = [*(process.info["cmdline"] or ()), *(process.info["environ"] or {}).values()]
+        if process.pid != os.getpid() and any(str(temporary) in word for word in words):
+            found.append(" ".join(process.info["cmdline"] or ()))
+    return found
+
+
+def test_nothing_is_lost_and_one_line_of_json_says_so(folder, temporary):
+    process = demo(str(folder), "--json", temporary=temporary)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, err
+    assert out.count("\n") == 1
+    result = json.loads(out)
+    assert result.keys() == {"ok", "files", "lost", "executed_twice", "recovered_s", "workflow_id"}
+    assert (result["ok"], result["files"], result["lost"]) == (True, 12, 0)
+    assert 0 < result["recovered_s"] < 15
+    assert left_behind(temporary) == []
+
+
+def test_an_interrupted_demo_leaves_nothing_behind(folder, temporary):
+    process = demo(str(folder), temporary=temporary)
+    assert process.stdout is not None
+    assert "will be killed" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert left_behind(temporary) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("nothing", "does not exist"), ("code/good_1.py", "is not a folder"), ("bare", "no Python files")]
+)
+def test_a_folder_that_cannot_be_surveyed_is_one_sentence(folder, tmp_path, temporary, name, sentence):
+    (tmp_path / "bare").mkdir()
+    process = demo(str(tmp_path / name), "--json", temporary=temporary)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_a_broken_file_is_a_finding(folder):
+    files = source_files(folder)
+    assert len(files) == 12
+    report = report_of(facts_of(folder, path) for path in reversed(files))
+    assert [path for path, _ in report.broken] == ["broken.py", "null.py"]
+    assert report.paths == tuple(files)
+    assert report.functions == 2 * 45
+    assert report.imports == (("json", 9), ("os", 9))
+    assert report.longest == "good_8.py: f"

@@ -1,0 +1,212 @@
+"""The command line: light, helpful, one sentence for what goes wrong, JSON for machines, exit codes that scripts can use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import COMMANDS
+from orchestrator.client import Client
+from orchestrator.settings import load
+from orchestrator.store import Store, control
+from schemas.runs import DeadLetter
+
+ROOT = Path(__file__).resolve().parent.parent
+DEAD_BROKER = "redis://127.0.0.1:1/0"
+
+
+class Shell:
+    """A shell in a folder of its own."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.settings = {f"ORCHESTRATOR_{name.upper()}": value for name, value in settings.items()}
+
+    def __call__(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATOR_")}
+        environment |= self.settings | {f"ORCHESTRATOR_{name.upper()}": value for name, value in settings.items()}
+        environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        argv = [sys.executable, "-m", "orchestrator.cli", *words]
+        return subprocess.run(argv, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def json(self, *words: str):
+        done = self(*words, "--json")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1, "one line"
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def shell(tmp_path, sqlite_url):
+    return Shell(tmp_path, database_url=sqlite_url, broker_url=DEAD_BROKER)
+
+
+@pytest.fixture
+def store(sqlite_url):
+    store = Store.open(sqlite_url)
+    store.upgrade()
+    yield store
+    store.dispose()
+
+
+@pytest.fixture
+def client(store, sqlite_url, tmp_path):
+    class Silent:
+        def ring(self, queue): ...
+        def send(self, activity): ...
+
+    with Client(settings=load({}, database_url=sqlite_url, home=tmp_path), store=store, bell=Silent()) as client:
+        yield client
+
+
+def test_help_is_light_and_names_every_command(shell):
+    code = "import sys, orchestrator.cli; print([m for m in ('celery', 'sqlalchemy', 'pydantic', 'rich') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        shown = shell("--help")
+        times.append(time.monotonic() - began)
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in COMMANDS)
+    assert min(times) < 0.6
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_of_the_table_exists_and_has_help(shell, name):
+    shown = shell(name, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert "Usage" in shown.stdout
+
+
+def test_a_misspelt_command_is_a_usage_error_that_names_the_right_one(shell):
+    done = shell("workflw", "list")
+    assert done.returncode == 2
+    assert "workflow" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_word_that_the_shell_completes(shell):
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli"],
+        env={**os.environ, "_ORCHESTRATOR_COMPLETE": "complete_bash", "COMP_WORDS": "orchestrator workflow te", "COMP_CWORD": "2"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.stdout.split() == ["terminate"]
+
+
+def test_version_tells_what_is_installed(shell):
+    assert shell.json("version")["celery"].startswith("5.")
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "sentence"),
+    [
+        (("workflow", "list"), {"database_url": "nonsense"}, "error: the database URL cannot be read"),
+        (("workflow", "list"), {"databse_url": "x"}, "did you mean ORCHESTRATOR_DATABASE_URL?"),
+        (("workflow", "list"), {}, "orchestrator db upgrade"),
+        (("deadletter", "list"), {}, "orchestrator db upgrade"),
+        (("workflow", "start", "Order", "--id", "x" * 2_000), {}, "2,000 characters"),
+        (("workflow", "start", "Order", "--id", ""), {}, "workflow id"),
+        (("workflow", "start", "Order", "--arg", "{oops"), {}, "begins like JSON"),
+        (("workflow", "list", "stats=failed"), {}, "did you mean 'status'?"),
+        (("demo", "no/such/folder"), {}, "does not exist"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(shell, words, settings, sentence):
+    done = shell(*words, **settings)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert sentence in done.stderr
+
+
+def test_an_option_out_of_range_is_a_usage_error(shell):
+    assert shell("workflow", "list", "--limit", "0").returncode == 2
+    assert shell("dev", "--workers", "-1").returncode == 2
+
+
+def test_the_schema_is_shown_and_upgraded(shell, sqlite_url):
+    before = shell("db", "status")
+    assert before.returncode == 1
+    assert "orchestrator db upgrade" in before.stdout
+    assert shell.json("db", "upgrade")["after"]
+    assert "already" in shell("db", "upgrade").stdout
+    assert shell.json("db", "status")["ok"] is True
+
+
+def test_looking_at_a_home_that_is_not_there_does_not_make_it(tmp_path):
+    shell = Shell(tmp_path)
+    assert shell("db", "status").returncode == 1
+    assert shell("doctor").returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workflow_is_started_listed_shown_and_ended(shell, store):
+    started = shell.json("workflow", "start", "Order", "--id", "order-1", "--arg", '{"total": 3}', "--arg", "plain text", "-q", "orders")
+    assert started["workflow_id"] == "order-1"
+    shell.json("workflow", "start", "Order", "--id", "order-2", "--arg", "17")
+
+    listed = shell.json("workflow", "list")
+    assert [run["workflow_id"] for run in listed] == ["order-2", "order-1"]
+    assert shell.json("workflow", "list", "queue=orders", "--count") == {"count": 1}
+    assert "order-1" in shell("workflow", "list", "id^=order-", "status=running").stdout
+    assert shell.json("workflow", "show", "order-1")["status"] == "running"
+    assert "1 of 2" in shell("workflow", "list", "--limit", "1").stdout
+
+    assert shell("workflow", "start", "Order", "--id", "order-1").returncode == 1, "it is open"
+    assert shell.json("workflow", "signal", "order-1", "pay", "--arg", "3")["ok"]
+    assert shell.json("workflow", "cancel", "order-1", "--reason", "second thoughts")["ok"]
+    assert shell.json("workflow", "terminate", "order-1", "--reason", "enough")["ok"]
+    assert shell("workflow", "signal", "order-1", "pay").returncode == 1
+    assert "terminated" in shell("workflow", "show", "order-1").stdout
+    ended = shell("workflow", "result", "order-1")
+    assert ended.returncode == 1
+    assert "terminated" in ended.stderr
+    assert "run_terminated" in shell("workflow", "history", "order-1").stdout
+
+
+def test_waiting_has_an_end(shell, client):
+    client.start_workflow("Order", id="order-1")
+    late = shell("workflow", "result", "order-1", "--timeout", "0.1")
+    assert late.returncode == 1
+    assert "has no result after 0.1 s" in late.stderr
+    assert "no worker answered" in shell("workflow", "query", "order-1", "state", "--timeout", "0.1").stderr
+
+
+def test_dead_letters_are_listed_and_dropped_only_by_name(shell, store):
+    with store.transaction() as tx:
+        control.add_dead_letter(tx, DeadLetter("letter-1", "activity", "it killed three workers", 0.0, "run-1", 4, {"type": "charge"}))
+    assert [letter["reason"] for letter in shell.json("deadletter", "list")] == ["it killed three workers"]
+    assert "it killed three workers" in shell("deadletter", "list").stdout
+    assert shell("deadletter", "drop", "letter-1", "letter-2").returncode == 1, "all or nothing"
+    assert len(shell.json("deadletter", "list")) == 1
+    assert shell.json("deadletter", "drop", "letter-1") == {"dropped": 1}
+    assert "no dead letters" in shell("deadletter", "list").stdout
+
+
+def test_the_doctor_names_what_is_missing_and_a_remedy(shell, client):
+    client.start_workflow("Order", queue="orders")
+    done = shell("doctor", "--json")
+    assert done.returncode == 1
+    findings = {finding["what"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert {name for name, finding in findings.items() if not finding["ok"]} == {"broker", "workers", "beat"}
+    assert all(finding["remedy"] for finding in findings.values() if not finding["ok"])
+    assert findings["clock"]["ok"]
+    assert "not ok" in shell("doctor").stdout
+
+
+def test_worker_hands_everything_to_celery(shell):
+    done = shell("worker", "-A", "no_such_module", "-Q", "x")
+    assert done.returncode == 2
+    assert "no_such_module" in done.stderr
