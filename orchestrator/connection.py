@@ -175,9 +175,10 @@ class Connection:
         run_ids = [key for kind, key in awaited if kind == "run"]
         questions = [key for kind, key in awaited if kind == "question"]
         found: dict[Awaited, Any] = {}
-        with self.store().transaction(readonly=True) as tx:
-            if run_ids:
+        if run_ids:
+            with self.store().transaction(readonly=True, single=True) as tx:
                 found.update((("run", run_id), outcome) for run_id, outcome in runs.outcome(tx, run_ids).items())
-            if questions:
+        if questions:
+            with self.store().transaction(readonly=True, single=True) as tx:
                 found.update((("question", question.id), question) for question in control.answered(tx, questions))
         return found

@@ -108,7 +108,17 @@ def _read(tx: Transaction) -> tuple[dict[str, Run], set[str]]:
     runs = {}
     for run_id, workflow_id, type_, status, turn, ready, owner, events, continued_from, result, continued_as in tx.run(_RUNS):
         runs[run_id] = Run(
-            run_id, workflow_id, type_, Status(status), turn, bool(ready), owner, events, continued_from, documents.load(result), continued_as
+            run_id,
+            workflow_id,
+            type_,
+            Status(status),
+            turn,
+            bool(ready),
+            owner,
+            events,
+            continued_from,
+            documents.load(result),
+            continued_as,
         )
     for run_id, history in turns.load(tx, dict.fromkeys(runs, 0)).items():
         runs[run_id].turns = history

@@ -52,7 +52,7 @@ async def everything(steps: int) -> int:
     for _ in range(steps):
         number = await workflow.execute_activity(step, number, retry_policy=FAST)
     await workflow.sleep(0.05)
-    number = await workflow.execute_activity(task, number, retry_policy=FAST)
+    number = int(await workflow.execute_activity(task, number, retry_policy=FAST))
     try:
         return await workflow.execute_activity(once, number, retry_policy=RetryPolicy(maximum_attempts=1))
     except Exception as error:  # noqa: BLE001 - any failure of it means that its worker died

@@ -95,7 +95,9 @@ def collect(chance: Random) -> Scenario:
 
 def handlers(chance: Random) -> Scenario:
     wanted = chance.randint(1, 4)
-    return Scenario("handlers", corpus.Handlers, [wanted], completed(sum(range(wanted))), [put("handlers", n, chance) for n in range(wanted)])
+    return Scenario(
+        "handlers", corpus.Handlers, [wanted], completed(sum(range(wanted))), [put("handlers", n, chance) for n in range(wanted)]
+    )
 
 
 def put(name: str, item: int, chance: Random) -> Act:
@@ -141,7 +143,9 @@ def timed_out(chance: Random) -> Scenario:
 
 def terminated(chance: Random) -> Scenario:
     right = lambda ended: ended.last.status is Status.TERMINATED  # noqa: E731 - as above
-    return Scenario("terminated", corpus.endless, [], right, [Act(chance.uniform(0.0, 9.0), lambda c, id_: c.get_handle(id_).terminate("now"))])
+    return Scenario(
+        "terminated", corpus.endless, [], right, [Act(chance.uniform(0.0, 9.0), lambda c, id_: c.get_handle(id_).terminate("now"))]
+    )
 
 
 def elsewhere(chance: Random) -> Scenario:

@@ -17,6 +17,8 @@ CALM = Faults(until_s=1.0)
 SCENARIOS = [maker.__name__ for maker in scenarios.ALL]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_seed_ends_well(request):
     only = request.config.getoption("--seed", default=None)
     seeds = range(request.config.getoption("--seeds", default=500)) if only is None else [only]

@@ -6,6 +6,7 @@ import queue
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import activity
@@ -109,7 +110,7 @@ class Wire:
             sent = Message(message.queue, message.activity)
             self.messages.append(sent)
             delay_s = world.random.uniform(0.0, 8.0) if world.chance(faults.late) else world.random.uniform(0.0, 0.003)
-            world.after(delay_s, lambda sent=sent: self._deliver(sent))
+            world.after(delay_s, partial(self._deliver, sent))
 
     def _deliver(self, message: Message) -> None:
         if not any(message is waiting for waiting in self.messages):
@@ -166,7 +167,7 @@ class TwinRunner:
         for pending in batch:
             attempt = Attempt(pending, ACTIVITIES[pending.scheduled.type], self)  # type: ignore[arg-type] # it only notes signs of life
             running = self.attempts[pending.key] = Running(attempt)
-            self.process.after(self.world.random.uniform(0.0, 0.01), lambda running=running: self._begin(running))
+            self.process.after(self.world.random.uniform(0.0, 0.01), partial(self._begin, running))
 
     def cancel(self, key: ActivityKey) -> None:
         running = self.attempts.get(key)

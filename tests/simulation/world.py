@@ -623,4 +623,3 @@ class BeatProcess(Process):
 
         divisible = bool(self.world.faults.stall) and self.world.faulty and self.world.random.random() < 0.3
         self.world.perform(self, tick, divisible=divisible)
-

@@ -68,7 +68,9 @@ def simulate(
         world.runs = check_laws(world.store, replay=False, early_s=early_s)
         judge(world, work, world.runs)
     except BaseException as error:
-        error.add_note(f"--seed {seed}: {sorted(work)}; {world.faults}; {settings.model_dump(include={'cache', 'eager', 'claim_batch_max'})}")
+        error.add_note(
+            f"--seed {seed}: {sorted(work)}; {world.faults}; {settings.model_dump(include={'cache', 'eager', 'claim_batch_max'})}"
+        )
         error.add_note("\n".join(world.trace[-400:]))
         raise
     finally:
