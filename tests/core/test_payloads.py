@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import string
@@ -495,7 +496,5 @@ def test_any_record_comes_back(order):
     )
 )
 def test_hostile_payloads_decode_or_mismatch(payload):
-    try:
+    with contextlib.suppress(PayloadMismatch):
         converter.decode(payload, Any)
-    except PayloadMismatch:
-        return

@@ -19,7 +19,7 @@ from orchestrator.clock import SYSTEM
 from orchestrator.handle import WorkflowHandle
 from orchestrator.servers import Valkey
 from orchestrator.settings import load
-from orchestrator.store import Store, control
+from orchestrator.store import Store, control, workers
 from schemas.runs import DeadLetter, WorkerRow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +94,8 @@ class Worker(Program):
 class Site:
     """A database, a broker and the processes on them."""
 
+    pool = ""  # what a test module has chosen for its workers
+
     def __init__(self, folder: Path, database: str, broker: str, **settings: object) -> None:
         self.home, self.broker_url = folder, broker
         (folder / "gates").mkdir()
@@ -148,8 +150,6 @@ class Site:
         (self.home / "gates" / name).touch()
 
     def workers(self) -> list[WorkerRow]:
-        from orchestrator.store import workers
-
         with self.store.transaction(readonly=True) as tx:
             return workers.list_workers(tx)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -75,8 +74,7 @@ def test_a_stack_works_when_it_is_ready_and_what_dies_starts_again(settings):
         stack.broker.kill()
         stack.tend()
         handle = client.start_workflow("Shout", "again")
-        until(lambda: alive(stack), "a new worker", stack.tend)
-        assert stack.worker(1).pid != first
+        until(lambda: stack.worker(1).pid != first and alive(stack), "a new worker", stack.tend)
         assert handle.result(timeout=WAIT_MAX_S) == "AGAIN"
         processes = [psutil.Process(process.pid) for process in stack.processes if process.pid]
     told = [line for who, line in said if who == "dev"]
@@ -110,11 +108,14 @@ class Terminal:
             argv, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self.lines: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        self.lines.extend(iter(self.process.stdout.readline, ""))
+        with self.process.stdout as lines:
+            for line in lines:
+                self.lines.append(line)
 
     def said(self, pattern: str) -> bool:
         return any(re.search(pattern, line) for line in list(self.lines))
@@ -129,7 +130,7 @@ def terminal(folder):
     yield terminal
     terminal.process.kill()
     terminal.process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
+    terminal.reader.join(WAIT_MAX_S)  # until no child has the pipe any more
 
 
 def test_one_ctrl_c_stops_everything_in_order(terminal):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from celery import Celery
 
 from orchestrator.clock import SYSTEM
 from tests.e2e.processes import POOLS, WAIT_MAX_S, broker_of, site, wait_until
@@ -102,6 +103,15 @@ def test_heartbeats_keep_a_task_alive_and_bring_back_its_cancellation(shop):
     handle.cancel()
     shop.await_note(run_id, "cancelled")
     assert handle.result(timeout=WAIT_MAX_S)[1] == "CancelledError"
+
+
+def test_a_revoked_task_is_a_failure_of_its_activity(shop, limits):
+    handle = shop.start("gated", "revoked")
+    shop.await_note("revoked", "started")
+    with Celery("operator", broker=shop.broker_url, set_as_current=False) as app:
+        app.control.revoke(f"{handle.describe().run_id}--1-1", terminate=True, signal="SIGKILL")
+    assert handle.result(timeout=WAIT_MAX_S)[1] == "TerminatedError"
+    assert shop.call("add", 1) == 11
 
 
 def test_coroutine_tasks_are_activities_in_our_pool_and_refused_in_others(shop):

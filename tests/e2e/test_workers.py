@@ -42,6 +42,13 @@ def pid_of(line):
     return int(line.rpartition("pid=")[2])
 
 
+def losses(shop, handle, *, attempt):
+    with shop.store.transaction(readonly=True) as tx:
+        pending = activities.get(tx, ActivityKey(handle.describe().run_id, 1, attempt))
+    assert pending is not None, "it runs"
+    return pending.losses
+
+
 def test_a_message_that_comes_twice_or_late_runs_nothing(any_shop):
     any_shop.worker()
     handle = any_shop.start("gated", "twice")
@@ -94,7 +101,7 @@ def test_a_task_that_kills_its_whole_worker_three_times_becomes_a_dead_letter(sh
     handle = shop.start("poison", "exit", queue="deadly")
     for _ in range(3):
         worker = shop.worker("fleet", node="victim@test", queues="deadly", wait=False)
-        wait_until(lambda worker=worker: not worker.alive, "it has killed its worker")
+        assert worker.process.wait(WAIT_MAX_S) == 9, "it has killed its worker"
     shop.worker("fleet", node="victim@test", queues="deadly")
     assert "dead letter" in handle.result(timeout=WAIT_MAX_S)[3]
     assert len(shop.notes("poison")) == 3
@@ -150,6 +157,22 @@ def test_a_silent_worker_is_taken_over_when_its_lease_ends_and_comes_back_as_som
     assert [event.kind for turn in handle.history() for event in turn.arrivals].count("activity_completed") == 1
 
 
+@pytest.mark.parametrize("pool", ["fleet", "prefork"])
+def test_a_task_that_celery_cancels_with_its_connection_runs_again_and_is_no_loss(shop, pool):
+    shop.beat()
+    worker = shop.worker(pool)
+    handle = shop.start("gated", "cut")
+    shop.await_note("cut", "started", "1")
+    broker = redis_of(shop.broker_url)
+    broker.client_kill_filter(_type="pubsub", skipme=True)
+    broker.client_kill_filter(_type="normal", skipme=True)
+    shop.await_note("cut", "started", "2")
+    assert losses(shop, handle, attempt=2) == 0
+    shop.open_gate("cut")
+    assert handle.result(timeout=WAIT_MAX_S) == "cut"
+    assert worker.alive
+
+
 @pytest.mark.parametrize("pool", ["fleet", "prefork", "threads"])
 def test_a_warm_shutdown_lets_activities_finish(shop, pool):
     leaver = shop.worker(pool)
@@ -176,10 +199,7 @@ def test_what_does_not_end_in_time_is_handed_back_and_is_no_loss(any_shop):
     assert leaver.stop() == 0
     for kind, handle in handles.items():
         any_shop.await_note(kind, "started", "2")
-        with any_shop.store.transaction(readonly=True) as tx:
-            pending = activities.get(tx, ActivityKey(handle.describe().run_id, 1, 2))
-        assert pending is not None
-        assert pending.losses == 0
+        assert losses(any_shop, handle, attempt=2) == 0
         any_shop.open_gate(kind)
         assert handle.result(timeout=WAIT_MAX_S) == kind
 
@@ -222,3 +242,9 @@ def test_a_rolling_restart_under_load_loses_nothing_and_runs_nothing_twice(shop)
     done = Counter(shop.notes("count") + shop.notes("quick"))
     assert len(done) == 60 * 6
     assert set(done.values()) == {1}
+
+
+def test_prefork_that_spawns_its_children_is_refused_in_one_sentence(shop):
+    worker = shop.worker("prefork", "--pool-start-method", "spawn", wait=False)
+    assert worker.process.wait(WAIT_MAX_S) == 1
+    assert "prefork children must be forked" in worker.text

@@ -74,7 +74,7 @@ class House:
 
     def tick(self) -> None:
         for chore in CHORES:
-            chore.do(self.store, self, self.settings)  # type: ignore[arg-type] # a broker in all that the chores ask of it
+            chore.do(self.store, self, self.settings)
 
     def until(self, happened: Callable[[], object]) -> None:
         """Tick until something has happened."""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from orchestrator import activity, workflow
 from orchestrator.core.definitions import ACTIVITIES
-from orchestrator.errors import ActivityError, ApplicationError, CancelledError, TimeoutError, WorkflowFailure, WorkerLost
+from orchestrator.errors import ActivityError, ApplicationError, CancelledError, WorkerLost, WorkflowFailure
 from orchestrator.store import workers
 from schemas.runs import Status
 from tests.engine.conftest import WAIT_MAX_S, House
@@ -76,7 +77,10 @@ def test_a_failing_activity_is_tried_again_until_it_succeeds_and_history_shows_i
     assert arrivals == ["run_started", "activity_completed"]
 
 
-@pytest.mark.parametrize("policy", [workflow.RetryPolicy(maximum_attempts=2, initial_interval=0.01), workflow.RetryPolicy(non_retryable_error_types=["OSError"])])
+@pytest.mark.parametrize(
+    "policy",
+    [workflow.RetryPolicy(maximum_attempts=2, initial_interval=0.01), workflow.RetryPolicy(non_retryable_error_types=("OSError",))],
+)
 def test_retries_end_where_the_policy_says_and_the_cause_is_kept(house: House, policy: workflow.RetryPolicy) -> None:
     seen: list[ActivityError] = []
 
@@ -116,8 +120,7 @@ def test_an_application_error_can_forbid_retries_and_choose_the_next_delay(house
         try:
             await workflow.execute_activity(moody, retry_policy=workflow.RetryPolicy(initial_interval=3600))
         except ActivityError as error:
-            assert isinstance(error.cause, ApplicationError)
-            return [error.cause.type, *error.cause.details]
+            return [getattr(error.cause, "type", None), *getattr(error.cause, "details", ())]
         return []
 
     house.worker()
@@ -146,7 +149,7 @@ def test_start_to_close_ends_an_attempt_and_the_next_one_may_succeed(house: Hous
     assert len(attempts) == 2
 
 
-def _timeout_of(house: House, **options: object) -> tuple[str, str]:
+def _timeout_of(house: House, **options: Any) -> tuple[str, str]:
     forever = threading.Event()
 
     @activity.defn
@@ -158,8 +161,7 @@ def _timeout_of(house: House, **options: object) -> tuple[str, str]:
         try:
             await workflow.execute_activity(hang, **options)
         except ActivityError as error:
-            assert isinstance(error.cause, TimeoutError)
-            return [error.cause.type, error.retry_state]
+            return [getattr(error.cause, "type", ""), error.retry_state]
         return []
 
     house.worker()
@@ -171,7 +173,10 @@ def _timeout_of(house: House, **options: object) -> tuple[str, str]:
 
 
 def test_schedule_to_close_covers_all_attempts(house: House) -> None:
-    assert _timeout_of(house, schedule_to_close_timeout=0.2, start_to_close_timeout=0.15, retry_policy=FAST) == ("schedule_to_close", "timeout")
+    assert _timeout_of(house, schedule_to_close_timeout=0.2, start_to_close_timeout=0.15, retry_policy=FAST) == (
+        "schedule_to_close",
+        "timeout",
+    )
 
 
 def test_schedule_to_start_ends_the_wait_for_a_worker(house: House) -> None:
@@ -312,7 +317,7 @@ def test_an_activity_of_an_unknown_type_waits_for_a_worker_that_knows_it(house: 
 
     house.worker()
     handle = house.client.start_workflow(hopeful)
-    house.until(lambda: handle.pending_activities())
+    house.until(handle.pending_activities)
 
     @activity.defn
     def invented_later() -> str:
