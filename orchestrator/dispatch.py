@@ -53,7 +53,15 @@ def celery_for(settings: Settings, name: str = "orchestrator") -> Celery:
         task_default_queue=settings.default_queue,
         broker_connection_timeout=4.0,
         task_publish_retry=False,
-        broker_transport_options={"socket_timeout": 10.0, "socket_connect_timeout": 4.0, "socket_keepalive": True},
+        broker_transport_options={
+            "socket_timeout": 10.0,
+            "socket_connect_timeout": 4.0,
+            "socket_keepalive": True,
+            # One try: a ring that waits for its broker is worth nothing, the sweep has rung by then.
+            "max_retries": 1,
+            "interval_start": 0.0,
+            "interval_max": 0.1,
+        },
     )
     return app
 

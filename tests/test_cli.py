@@ -109,7 +109,7 @@ def test_version_tells_what_is_installed(shell):
 
 
 @pytest.mark.parametrize(
-    ("words", "settings", "sentence"),
+    "words, settings, sentence",
     [
         (("workflow", "list"), {"database_url": "nonsense"}, "error: the database URL cannot be read"),
         (("workflow", "list"), {"databse_url": "x"}, "did you mean ORCHESTRATOR_DATABASE_URL?"),

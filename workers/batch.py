@@ -73,6 +73,12 @@ class Batch:
         """Whether there is anything to write."""
         return bool(self.settlements or self.commits or self.failures or self.released or self.answers)
 
+    @property
+    def run_ids(self) -> list[str]:
+        """The runs that it writes to, in the order in which everybody locks them."""
+        written = {commit.run_id for commit in self.commits} | {settlement.key.run_id for settlement in self.settlements}
+        return sorted(written | {failure.run_id for failure in self.failures} | {run_id for run_id, _ in self.released})
+
     def give_back(self) -> list[Settlement]:
         """The outcomes that must not be lost when the transaction was."""
         return [*self.settlements, *(settled for job in self.jobs.values() for settled in job.direct)]

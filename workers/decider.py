@@ -119,6 +119,8 @@ class Decider:
         finally:
             if passing is not None:
                 passing.close()
+            elif instance is not None and instance.spoiled:
+                self.instances.drop(question.run_id)  # the query woke waiting code; the history does not know of that
 
     def _instance(self, job: Job, histories: Histories) -> Instance:
         held = self.instances.get(job.run_id)

@@ -21,7 +21,7 @@ from orchestrator.core.definitions import ACTIVITIES, WORKFLOWS
 from orchestrator.crashpoints import crashpoint
 from orchestrator.dispatch import Broker, expire_activities, fire_timers, ring_all, settlement
 from orchestrator.errors import DatabaseUnavailable
-from orchestrator.store import Store, Transaction, Unmet, activities, control, turns, workers
+from orchestrator.store import Store, Transaction, Unmet, activities, control, runs, turns, workers
 from schemas.history import ActivityCompleted, ActivityScheduled, Turn
 from schemas.runs import ActivityKey, Beat, ClaimedRun, PendingActivity, Question, Resolved, Settlement, TryAgain
 from schemas.settings import Settings
@@ -249,6 +249,8 @@ class Engine:
         return written
 
     def _write_all(self, tx: Transaction, batch: Batch, written: Written) -> None:
+        if batch:
+            runs.lock(tx, batch.run_ids)  # all at once and in order: two workers that lock piece by piece can wait for each other
         if batch.commits:
             written.lost = turns.commit(tx, batch.commits, worker=self.worker_id, build=self.settings.build).lost
         if batch.settlements:

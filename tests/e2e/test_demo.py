@@ -20,7 +20,7 @@ DEADLINE_S = 60
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path):
     """Twelve files: good, empty, broken, in a subfolder, and some that are not to be looked at."""
     code = tmp_path / "code"
     (code / "inner").mkdir(parents=True)
@@ -85,7 +85,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(folder, temporary):
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"), [("nothing", "does not exist"), ("code/good_1.py", "is not a folder"), ("bare", "no Python files")]
+    "name, sentence", [("nothing", "does not exist"), ("code/good_1.py", "is not a folder"), ("bare", "no Python files")]
 )
 def test_a_folder_that_cannot_be_surveyed_is_one_sentence(folder, tmp_path, temporary, name, sentence):
     (tmp_path / "bare").mkdir()
