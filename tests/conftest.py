@@ -11,19 +11,23 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
+from sqlmodel import SQLModel
 
 from orchestrator.development_servers import Postgres, RabbitMQ
 from orchestrator.servers import Valkey, ask_tcp
+from orchestrator.store import Store
 
 RUNNING_POSTGRES_URL = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 RUNNING_RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
 CONNECT_MAX_S = 3
+MIGRATED_DATABASES = 4  # a test that leaves something running must not meet the next one
 
 # Time limits belong to pytest-timeout: an example that is slow on a busy machine is no counterexample.
 hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
@@ -65,11 +69,34 @@ def postgres_server() -> Iterator[str]:
         yield server.url
 
 
+@pytest.fixture(scope="session")
+def migrated_databases(postgres_server: str) -> Iterator[Iterator[str]]:
+    """URLs of a few migrated databases, in turn: making and dropping one for each test costs a second of checkpoints."""
+    made = [made_database(postgres_server) for _ in range(MIGRATED_DATABASES)]
+    urls = [postgres_server.rpartition("/")[0] + "/" + name for name in made]
+    for url in urls:
+        opened = Store.open(url)
+        opened.upgrade()
+        opened.dispose()
+    yield cycle(urls)
+    for name in made:
+        command(postgres_server, "DROP DATABASE {} WITH (FORCE)", name)
+
+
 @pytest.fixture
-def postgres_url(postgres_server: str) -> Iterator[str]:
-    """A fresh database."""
-    name = f"orch_test_{uuid.uuid4().hex}"
-    command(postgres_server, "CREATE DATABASE {}", name)
+def postgres_url(migrated_databases: Iterator[str]) -> str:
+    """A migrated database without rows, and without anybody in it."""
+    url = next(migrated_databases)
+    name = url.rpartition("/")[2]
+    command(url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()")
+    command(url, "; ".join(f"DELETE FROM {table}" for table in SQLModel.metadata.tables))
+    return url
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: str) -> Iterator[str]:
+    """A database that nobody has migrated."""
+    name = made_database(postgres_server)
     yield postgres_server.rpartition("/")[0] + "/" + name
     command(postgres_server, "DROP DATABASE {} WITH (FORCE)", name)
 
@@ -81,17 +108,47 @@ def open_home() -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "test.db"
+    opened = Store.open(f"sqlite:///{path}")
+    opened.upgrade()
+    opened.dispose()
+    return path
+
+
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """A fresh database file."""
-    return f"sqlite:///{tmp_path / 'test.db'}"
+def sqlite_url(tmp_path: Path, migrated_file: Path) -> str:
+    """A migrated database file without rows."""
+    return f"sqlite:///{shutil.copy(migrated_file, tmp_path / 'test.db')}"
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
+    """A database file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'empty.db'}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """One body for both databases; `-k sqlite` or `-k postgresql` takes one."""
+    """One body for both databases, migrated and without rows; `-k sqlite` or `-k postgresql` takes one."""
     url: str = request.getfixturevalue({"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param])
     return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest) -> str:
+    """The same, not migrated."""
+    url: str = request.getfixturevalue({"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"}[request.param])
+    return url
+
+
+def made_database(server: str) -> str:
+    """A new database on the server; returns its name."""
+    name = f"orch_test_{uuid.uuid4().hex}"
+    command(server, "CREATE DATABASE {}", name)
+    return name
 
 
 def accepts(url: str) -> bool:

@@ -136,7 +136,8 @@ def test_an_option_out_of_range_is_a_usage_error(shell):
     assert shell("dev", "--workers", "-1").returncode == 2
 
 
-def test_the_schema_is_shown_and_upgraded(shell, sqlite_url):
+def test_the_schema_is_shown_and_upgraded(tmp_path, empty_sqlite_url):
+    shell = Shell(tmp_path, database_url=empty_sqlite_url, broker_url=DEAD_BROKER)
     before = shell("db", "status")
     assert before.returncode == 1
     assert "orchestrator db upgrade" in before.stdout

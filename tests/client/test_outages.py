@@ -103,8 +103,8 @@ def test_a_wrong_url_is_told_without_its_password(url, says, bell, impatient):
     assert "hush" not in str(told.value)
 
 
-def test_a_database_of_ones_own_is_not_migrated_unasked(database_url, bell):
-    with Client(database_url, "memory://", bell=bell) as client, pytest.raises(DatabaseNotMigrated, match="orchestrator db upgrade"):
+def test_a_database_of_ones_own_is_not_migrated_unasked(empty_database_url, bell):
+    with Client(empty_database_url, "memory://", bell=bell) as client, pytest.raises(DatabaseNotMigrated, match="orchestrator db upgrade"):
         client.start_workflow(outages_tick)
 
 

@@ -80,6 +80,7 @@ def _hangs_first(attempt: int, random: Random) -> float:
 MANNERS: dict[str, Manner] = {
     "sim.slow": Manner(lambda attempt, random: random.uniform(0.5, 8.0), beats=True, heeds=True),
     "sim.stubborn": Manner(lambda attempt, random: random.uniform(0.5, 8.0)),
+    "sim.hopeless": Manner(lambda attempt, random: random.choice((0.0, 0.5, 3.0))),
     "sim.silent": Manner(_hangs_first),
     "sim.poison": Manner(kills=True),
     "sim.once": Manner(lambda attempt, random: random.choice((0.0, 0.01, 1.0, 3.0))),

@@ -12,12 +12,14 @@ from orchestrator.errors import DatabaseUnavailable, WorkflowAlreadyStarted, Wor
 from orchestrator.starting import UNSET
 from orchestrator.store import runs
 from orchestrator.waiting import Waiter
-from schemas.history import ActivityCanceled, ActivityFailed, ActivityScheduled, Failure
+from schemas.history import ActivityCanceled, ActivityFailed, ActivityScheduled, Failure, SignalReceived
 from schemas.runs import IdConflictPolicy, IdReusePolicy, Status
 from tests.laws import Run, events_of
 from tests.simulation import corpus_workflows as corpus
 from tests.simulation.corpus_activities import MAIN_QUEUE
-from tests.simulation.world import Process, SimulatedCrash, World
+from tests.simulation.faults import SimulatedCrash
+from tests.simulation.processes import Process
+from tests.simulation.world import World
 
 LOSSES = 3  # deaths that make an activity poison
 
@@ -101,7 +103,24 @@ def handlers(chance: Random) -> Scenario:
 
 
 def put(name: str, item: int, chance: Random) -> Act:
-    return Act(chance.uniform(0.0, 8.0), lambda client, id_: client.get_handle(id_).signal("put", item, request_id=f"{id_}-{name}-{item}"))
+    def do(client: Client, id_: str) -> str:
+        request_id = f"{id_}-{name}-{item}"
+        client.get_handle(id_).signal("put", item, request_id=request_id)
+        return request_id
+
+    return Act(chance.uniform(0.0, 8.0), do)
+
+
+def hurried(chance: Random) -> Scenario:
+    """More signals than the run waits for: it closes while they come."""
+    acts = [put("hurried", n, chance) for n in range(6)]
+
+    def right(ended: Ended) -> bool:
+        heard = {event.args[0] for event in events_of(ended.last.turns) if isinstance(event, SignalReceived)}
+        acknowledged = {int(act.rpartition("-")[2]) for act in ended.world.acknowledged if act.startswith(ended.last.workflow_id)}
+        return ended.last.status is Status.COMPLETED and acknowledged <= heard
+
+    return Scenario("hurried", corpus.Collect, [2], right, acts)
 
 
 def retrying(chance: Random) -> Scenario:
@@ -212,6 +231,7 @@ ALL = (
     race,
     collect,
     handlers,
+    hurried,
     retrying,
     gives_up,
     at_most_once,
@@ -266,7 +286,7 @@ class Clients:
         world = self.world
         before, world.actor = world.actor, self.actor
         try:
-            act.do(self.client, id_)
+            world.acknowledged.add(str(act.do(self.client, id_)))
             self.left -= 1
         except DONE:
             self.left -= 1

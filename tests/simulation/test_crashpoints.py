@@ -9,8 +9,8 @@ import pytest
 from orchestrator import crashpoints
 from orchestrator.errors import DatabaseUnavailable
 from tests.beat.conftest import MovableClock, clock, every, make_beat, messages, queue
+from tests.simulation.faults import Faults, SimulatedCrash
 from tests.simulation.points import all_points, bare_sends, nameless_commits
-from tests.simulation.world import Faults, SimulatedCrash
 from tests.simulation.worlds import simulate
 
 __all__ = ["clock", "make_beat", "queue"]  # fixtures

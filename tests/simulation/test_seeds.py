@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from tests.simulation import scenarios
+from tests.simulation.faults import Faults
 from tests.simulation.points import ROOT
-from tests.simulation.world import Faults
 from tests.simulation.worlds import simulate
 
 CALM = Faults(until_s=1.0)

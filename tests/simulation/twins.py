@@ -22,7 +22,8 @@ from tests.simulation.corpus_activities import MANNERS, PLAIN, TASK, TASK_QUEUE
 from workers.attempts import Attempt, Budget, Outcome
 
 if TYPE_CHECKING:
-    from tests.simulation.world import Process, World
+    from tests.simulation.processes import Process
+    from tests.simulation.world import World
 
 THREADS = 4
 BEATS_PER_TIMEOUT = 3

@@ -10,8 +10,9 @@ from schemas.runs import ActivityKey
 from schemas.settings import Settings
 from tests.laws import Run, check_laws
 from tests.simulation import scenarios
+from tests.simulation.faults import Faults
 from tests.simulation.scenarios import Clients, Ended, Scenario
-from tests.simulation.world import Faults, World
+from tests.simulation.world import World
 
 SCENARIOS_MAX = 6
 ORPHANS_S = 40.0  # within this after all else is over, nothing belongs to a worker that does not exist

@@ -210,8 +210,8 @@ def test_a_forked_child_makes_its_own_connections(desk):
     assert desk.count("runs") == 2
 
 
-def test_an_empty_database_is_told_from_a_migrated_one(database_url):
-    store = Store.open(database_url)
+def test_an_empty_database_is_told_from_a_migrated_one(empty_database_url):
+    store = Store.open(empty_database_url)
     with pytest.raises(DatabaseNotMigrated, match=rf"none.*{schema.head()}.*db upgrade"):
         store.check_migrated()
     with pytest.raises(DatabaseNotMigrated, match="db upgrade"), store.transaction() as tx:
@@ -224,9 +224,9 @@ def test_an_empty_database_is_told_from_a_migrated_one(database_url):
     store.dispose()
 
 
-def test_concurrent_upgrades_wait_for_each_other(database_url):
+def test_concurrent_upgrades_wait_for_each_other(empty_database_url):
     context = multiprocessing.get_context("spawn")
-    children = [context.Process(target=upgrade, args=(database_url,)) for _ in range(2)]
+    children = [context.Process(target=upgrade, args=(empty_database_url,)) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:
