@@ -48,6 +48,12 @@ def shell(tmp_path, sqlite_url):
 
 
 @pytest.fixture
+def bare_shell(tmp_path, empty_sqlite_url):
+    """Nobody has migrated its database."""
+    return Shell(tmp_path, database_url=empty_sqlite_url, broker_url=DEAD_BROKER)
+
+
+@pytest.fixture
 def store(sqlite_url):
     store = Store.open(sqlite_url)
     store.upgrade()
@@ -122,8 +128,8 @@ def test_version_tells_what_is_installed(shell):
         (("demo", "no/such/folder"), {}, "does not exist"),
     ],
 )
-def test_what_goes_wrong_is_one_sentence(shell, words, settings, sentence):
-    done = shell(*words, **settings)
+def test_what_goes_wrong_is_one_sentence(bare_shell, words, settings, sentence):
+    done = bare_shell(*words, **settings)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -136,8 +142,8 @@ def test_an_option_out_of_range_is_a_usage_error(shell):
     assert shell("dev", "--workers", "-1").returncode == 2
 
 
-def test_the_schema_is_shown_and_upgraded(tmp_path, empty_sqlite_url):
-    shell = Shell(tmp_path, database_url=empty_sqlite_url, broker_url=DEAD_BROKER)
+def test_the_schema_is_shown_and_upgraded(bare_shell):
+    shell = bare_shell
     before = shell("db", "status")
     assert before.returncode == 1
     assert "orchestrator db upgrade" in before.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from schemas.history import Arrival
@@ -9,6 +10,7 @@ from schemas.runs import (
     ActivityKey,
     BeatAnswer,
     ClaimedRun,
+    InboxEntry,
     PendingActivity,
     Question,
     Resolved,
@@ -49,6 +51,12 @@ class Job:
             more=run.more,
             turn_failures=run.turn_failures,
         )
+
+    def hear(self, inbox: Sequence[InboxEntry]) -> None:
+        """Consume the whole inbox instead of its beginning."""
+        self.arrivals = [*(entry.arrival for entry in inbox), *(settled.arrival for settled in self.direct)]
+        self.consumed = [entry.id for entry in inbox]
+        self.more = False
 
     def add(self, settled: Resolved) -> None:
         """Consume the outcome of an eager activity without the detour through the inbox."""

@@ -85,6 +85,10 @@ class Host:
         self._clock = clock
         self.claims = Claims()
         self._tasks: dict[ActivityKey, PendingActivity] = {}  # Celery tasks that run here as activities
+        self._doors = threading.Lock()
+        self._inside = 0  # messages of activities between their arrival and their end
+        self._closed = False
+        self._drained = threading.Event()
         self._stopping = threading.Event()
         self._renew = threading.Event()
         self._thread = threading.Thread(target=self._work, name="orchestrator-engine", daemon=True)
@@ -99,6 +103,17 @@ class Host:
     def ring(self) -> None:
         """There may be ready work."""
         self.engine.ring()
+
+    def enter(self) -> bool:
+        """A message of an activity wants to be claimed here; False: this host is leaving. Whoever entered must `leave`."""
+        with self._doors:
+            self._inside += not self._closed
+            return not self._closed
+
+    def leave(self) -> None:
+        """It was claimed and is known, or it is over."""
+        with self._doors:
+            self._inside -= 1
 
     def began(self, pending: PendingActivity) -> Attempt:
         """A Celery task runs here as an activity."""
@@ -118,8 +133,10 @@ class Host:
         self.engine.draining = True
         self.engine.ring()
         deadline = self._clock.monotonic() + drain_s
-        while (self._tasks or not self.engine.idle) and self._thread.is_alive() and self._clock.monotonic() < deadline:
+        while not self._close_if_quiet() and self._thread.is_alive() and self._clock.monotonic() < deadline:
             self._stopping.wait(DRAIN_LOOK_S)
+        with self._doors:
+            self._closed = True
         left = list(self._tasks.values())
         self._stopping.set()
         self.engine.ring()
@@ -139,6 +156,12 @@ class Host:
         self._lent.give_up()
         return left
 
+    def _close_if_quiet(self) -> bool:
+        """Let nobody in any more if nobody is inside: what is claimed after this look would be handed back while it runs."""
+        with self._doors:
+            self._closed = self._drained.is_set() and not (self._inside or self._tasks) and self.engine.idle
+            return self._closed
+
     def _work(self) -> None:
         wait_s = self.orchestrator.settings.poll_s
         looked_at = self._clock.monotonic()
@@ -149,7 +172,11 @@ class Host:
                 if self._clock.monotonic() - looked_at >= wait_s:
                     looked_at = self._clock.monotonic()
                     self.engine.want()  # a message may have been lost
+                draining = self.engine.draining
                 self.engine.cycle(wait_s=wait_s)
+                if draining and self.engine.idle:
+                    # Only this thread can tell: in the middle of a cycle, what it is about to start is nowhere to be seen.
+                    self._drained.set()
             except Exception:
                 # A fault of ours must not end the worker in silence: memory is dropped, the store is compared, work goes on.
                 log.exception("the engine failed; it starts over from the store")

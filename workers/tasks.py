@@ -97,7 +97,12 @@ def wrapped(task: Task[Any, Any], plain: Trace, host: Present) -> Trace:
                 raise InvalidDefinition(message)
             return plain(uuid, args, kwargs, {**request, **_seen_by_task(_present().pending)})
 
-        return run(present, key, body)
+        if not present.enter():
+            raise Reject("this worker is leaving", requeue=True)
+        try:
+            return run(present, key, body)
+        finally:
+            present.leave()
 
     trace.plain = plain  # type: ignore[attr-defined] # marks it as wrapped
     return trace
@@ -199,7 +204,12 @@ def _claim_before(awaited: Awaited, host: Present) -> None:
         if key is None or present is None:
             await plain(context, interruption, started)
             return
-        passage = await asyncio.to_thread(claim, present, key)
+        if not present.enter():
+            raise Reject("this worker is leaving", requeue=True)
+        try:
+            passage = await asyncio.to_thread(claim, present, key)
+        finally:
+            present.leave()
         PASSAGE.set(passage)  # the variables are the coroutine's own, and its second half sees them
         if passage.attempt is None:
             return

@@ -23,7 +23,7 @@ from orchestrator.dispatch import Broker, expire_activities, fire_timers, ring_a
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.store import Store, Transaction, Unmet, activities, control, runs, turns, workers
 from schemas.history import ActivityCompleted, ActivityScheduled, Turn
-from schemas.runs import ActivityKey, Beat, ClaimedRun, PendingActivity, Question, Resolved, Settlement, TryAgain
+from schemas.runs import ActivityKey, Beat, ClaimedRun, PendingActivity, Question, Resolved, Settlement, Status, TryAgain
 from schemas.settings import Settings
 from workers.agenda import Agenda, Topic
 from workers.attempts import Budget, Outcome, Runner
@@ -34,6 +34,7 @@ from workers.effects import Plan
 log = logging.getLogger("orchestrator.turns")
 
 COMPARED_MAX = 100_000  # running attempts that are compared after an outage; more than any worker takes on
+INBOX_WHOLE_MAX = 100_000  # arrivals that a run is given at once as it closes
 DATABASE_RETRY_S = 0.25  # pause before the next try while the database is away
 
 Note = Outcome | Resolved | TryAgain | None  # an attempt of ours has ended, one of a Celery task has; None: look for work
@@ -215,8 +216,25 @@ class Engine:
         now = self.now()
         for job in batch.jobs.values():
             self._decider.decide(job, histories, batch, now=now, take_on=self._take_on)
+        self._hear_out(batch, now)
         batch.answers = [self._decider.answer(question, histories) for question in self._questions]
         self._questions = []
+
+    def _hear_out(self, batch: Batch, now: float) -> None:
+        """A run must not end deaf to what was acknowledged: those that would close with more in their inbox decide anew, with all of it."""
+        deaf = [commit.run_id for commit in batch.commits if commit.more and commit.status is not Status.RUNNING]
+        if not deaf:
+            return
+        with self.store.transaction(readonly=True) as tx:
+            inboxes = turns.arrived(tx, deaf, INBOX_WHOLE_MAX)
+            histories = turns.load(tx, dict.fromkeys(deaf, 0))
+        batch.commits = [commit for commit in batch.commits if commit.run_id not in inboxes]
+        for run_id in deaf:
+            self._decider.instances.drop(run_id)
+            del batch.plans[run_id]
+            job = batch.jobs[run_id]
+            job.hear(inboxes[run_id])
+            self._decider.decide(job, histories, batch, now=now, take_on=self._take_on)
 
     def _take_on(self, scheduled: ActivityScheduled, activity_queue: str) -> bool:
         """Whether this process starts the activity itself, in the turn's own commit."""

@@ -126,9 +126,7 @@ def claim(tx: Transaction, *, worker: str, queues: Sequence[str], types: Sequenc
     if not rows:
         return []
     # Read after `ready` was cleared and under the runs' locks: what is not here yet will set `ready` again.
-    inbox: dict[str, list[InboxEntry]] = {row[0]: [] for row in rows}
-    for entry_id, run_id, event in tx.run(_INBOX, run_ids=list(inbox), most=inbox_max + 1):
-        inbox[run_id].append(InboxEntry(entry_id, documents.arrival(event)))
+    inbox = arrived(tx, [row[0] for row in rows], inbox_max + 1)
     return [
         ClaimedRun(
             run_id=run_id,
@@ -142,6 +140,14 @@ def claim(tx: Transaction, *, worker: str, queues: Sequence[str], types: Sequenc
         )
         for run_id, epoch, turn, queue, type_, turn_failures, _, _ in rows
     ]
+
+
+def arrived(tx: Transaction, run_ids: Sequence[str], most: int) -> dict[str, list[InboxEntry]]:
+    """The inbox of each run in the order of arrival, at most `most` entries each."""
+    inbox: dict[str, list[InboxEntry]] = {run_id: [] for run_id in run_ids}
+    for entry_id, run_id, event in tx.run(_INBOX, run_ids=list(inbox), most=most):
+        inbox[run_id].append(InboxEntry(entry_id, documents.arrival(event)))
+    return inbox
 
 
 def load(tx: Transaction, after_turns: Mapping[str, int]) -> dict[str, list[Turn]]:
