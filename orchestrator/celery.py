@@ -22,7 +22,7 @@ from celery import Celery, signals
 from kombu.utils.url import maybe_sanitize_url
 
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.core.payloads import PayloadConverter
+from orchestrator.core.payloads import PayloadCodec, PayloadConverter
 from orchestrator.dispatch import DOORBELL, CeleryBroker
 from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable, OrchestratorError, SettingsError
 from orchestrator.settings import current, embedded_broker, embedded_database
@@ -73,11 +73,20 @@ class Orchestrator:
     """What we add to a Celery application, and the way from the application to the store, the broker and the settings.
 
     `database` wins over `settings`, which win over the environment. The broker is that of the application; if it names none, that of the
-    settings. Raises SettingsError. Nothing is opened before it is used, and all of it may be used after a fork.
+    settings. `codec` compresses or encrypts payloads; clients need the same one. Raises SettingsError. Nothing is opened before it is used, and all of it may be used after a fork.
     """
 
-    def __init__(self, app: Celery, *, database: str | None = None, settings: Settings | None = None, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        *,
+        database: str | None = None,
+        settings: Settings | None = None,
+        codec: PayloadCodec | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
         self.app = app
+        self.codec = codec
         self.clock = clock
         self.answer_doorbell: Callable[[str], None] = _nobody  # set by the worker: take turns as long as `queue` has ready runs
         chosen = settings or current()
@@ -110,7 +119,7 @@ class Orchestrator:
     @cached_property
     def converter(self) -> PayloadConverter:
         """Turns values into payloads and back."""
-        return PayloadConverter(payload_bytes_max=self.settings.payload_bytes_max)
+        return PayloadConverter(codec=self.codec, payload_bytes_max=self.settings.payload_bytes_max)
 
     def check(self) -> None:
         """Raise unless a process can start here: DatabaseUnavailable, DatabaseNotMigrated or BrokerUnavailable, one sentence each.
