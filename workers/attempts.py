@@ -17,7 +17,7 @@ from orchestrator.clock import Clock
 from orchestrator.core.definitions import ACTIVITIES, ActivityDefinition
 from orchestrator.core.failures import to_failure
 from orchestrator.core.payloads import PayloadConverter
-from orchestrator.errors import CancelledError, PayloadError
+from orchestrator.errors import CancelledError, PayloadError, PayloadMismatch
 from schemas.history import Failure, Json
 from schemas.runs import ActivityKey, Beat, BeatAnswer, PendingActivity
 from workers.coroutines import CoroutineLoop
@@ -315,6 +315,8 @@ class AttemptRunner:
 
     def _values(self, attempt: Attempt) -> list[Any]:
         scheduled = attempt.pending.scheduled
+        if scheduled.kwargs:  # called by a name that the caller's process did not know
+            raise PayloadMismatch(f"activity {scheduled.type!r} takes positional arguments only; kwargs are for Celery tasks")
         return self._converter.decode_args(scheduled.args, self._definition(attempt).signature, what=f"activity {scheduled.type!r}")
 
     def _encoded(self, attempt: Attempt, result: object) -> Json:

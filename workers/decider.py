@@ -72,7 +72,7 @@ class Decider:
             with self._watchdog.turn(f"workflow {job.type!r}"):
                 decision = step(instance, job.arrivals, at=at)
         except Exception as error:  # noqa: BLE001 - author code, or a fault of ours: the run must survive both, and so must its neighbours
-            self._fail(job, error, batch)
+            self.fail(job, error, batch)
             return
         for remark in instance.remarks:
             log.warning("run %s: %s", job.run_id, remark)
@@ -95,7 +95,7 @@ class Decider:
             )
         except Exception as error:  # noqa: BLE001 - an application's own router may raise anything: it must not touch the neighbours
             instance.close()
-            self._fail(job, error, batch)
+            self.fail(job, error, batch)
             return
         self.instances.put(job.run_id, Held(job.epoch, job.turn + 1, instance))
         batch.commits.append(commit)
@@ -129,7 +129,8 @@ class Decider:
         with self._watchdog.turn(f"workflow {job.type!r} in its replay"):
             return revive(WORKFLOWS[job.type], histories.get(job.run_id, ()), self._converter)
 
-    def _fail(self, job: Job, error: Exception, batch: Batch) -> None:
+    def fail(self, job: Job, error: Exception, batch: Batch) -> None:
+        """The turn cannot be taken: the run waits, with the reason, and is tried again later."""
         self.instances.drop(job.run_id)
         retry_in_s = min(TURN_RETRY_FIRST_S * 2 ** min(job.turn_failures, 20), TURN_RETRY_MAX_S)
         log.error(

@@ -116,7 +116,8 @@ class Engine:
             self.start_over(batch)
             self._clock.sleep(DATABASE_RETRY_S)
             return False
-        except Exception:
+        except Exception as error:
+            self._set_aside(batch, error)
             self.start_over(batch)
             raise
         self._act(batch, written)
@@ -379,6 +380,23 @@ class Engine:
             self._agenda.add(self.now(), "deadlines")
 
     # --- when something went wrong -----------------------------------------------------------------------------------------
+
+    def _set_aside(self, batch: Batch, error: Exception) -> None:
+        """Something in this batch cannot be written: find the runs it comes from and let them wait, so that their neighbours go on."""
+        for commit in batch.commits:
+            alone = Batch(commits=[commit])
+            try:
+                with self.store.transaction(purpose="turns.set_aside") as tx:
+                    self._write_all(tx, alone, Written())
+                    tx.start_over()  # only to see whether it can be written: the turn is taken again, with all that belongs to it
+            except DatabaseUnavailable:
+                return
+            except Exception:  # noqa: BLE001 - whatever it is, it is this run's
+                self._decider.fail(batch.jobs[commit.run_id], error, alone)
+                alone.commits.clear()
+                with self.store.transaction(purpose="turns.set_aside") as tx:
+                    self._write_all(tx, alone, Written())
+                batch.jobs[commit.run_id].direct.clear()
 
     def start_over(self, batch: Batch | None = None) -> None:
         """A transaction failed, and it may even have been committed: trust only the store."""

@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any, NoReturn, Protocol, TypedDict, TypeVar, Unpack, cast, get_args, overload
 
 from orchestrator.core import guard
-from orchestrator.core.definitions import ActivityDefinition, valid_name
+from orchestrator.core.definitions import ACTIVITIES, ActivityDefinition, valid_name
 from orchestrator.core.instance import CancellationType, Instance, Operation
 from orchestrator.core.loop import WorkflowLoop, WorkflowTask
 from orchestrator.core.signatures import CallSignature
@@ -267,7 +267,7 @@ def _with_options(instance: Instance, target: _Target, payloads: tuple[Any, ...]
         message = f"{what}: there is no option {', '.join(sorted(unknown))}; there are {', '.join(ActivityOptions.__annotations__)}"
         raise TypeError(message)
     kwargs = options.get("kwargs")
-    if kwargs and not target.task:
+    if kwargs and not target.task and (target.signature is not None or target.type in ACTIVITIES):
         _refuse(what, "takes positional arguments only; kwargs are for Celery tasks")
     queue = options.get("queue")
     if queue is not None:

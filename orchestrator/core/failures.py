@@ -108,7 +108,7 @@ def _cause(error: BaseException) -> BaseException | None:
 
 def _message(error: BaseException) -> str:
     try:
-        text = str(error)
+        text = _writable(str(error))
     except Exception as broken:  # noqa: BLE001 - author code; a failure must be recorded even if it cannot describe itself
         return f"{type(error).__name__} (its text cannot be shown: {type(broken).__name__})"
     if isinstance(error, BaseExceptionGroup):
@@ -119,7 +119,12 @@ def _message(error: BaseException) -> str:
 
 
 def _stack(error: BaseException) -> str:
-    return "".join(traceback.format_tb(error.__traceback__))[-STACK_CHARACTERS_MAX:]
+    return _writable("".join(traceback.format_tb(error.__traceback__))[-STACK_CHARACTERS_MAX:])
+
+
+def _writable(text: str) -> str:
+    # Names of files may hold half characters, which no JSON can; a failure that cannot be written would be told for ever and never heard.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _details(details: tuple[Any, ...], converter: PayloadConverter) -> tuple[Any, ...]:

@@ -12,7 +12,10 @@ from typing import Any
 from orchestrator.store import documents, runs
 from orchestrator.store.documents import ACTIVITY_COLUMNS
 from orchestrator.store.transaction import Transaction
+from schemas.history import ActivityFailed
 from schemas.runs import ActivityKey, Beat, BeatAnswer, PendingActivity, Resolved, Settlement, TryAgain
+
+CANCEL_REQUESTED = "cancel_requested"  # the retry state of core.retries
 
 PUBLISH_BACKOFF_S = 5  # doubles with each publication that nobody answers …
 PUBLISH_BACKOFF_MAX_S = 300  # … up to this
@@ -72,6 +75,10 @@ DELETE FROM activities
 WHERE (run_id, seq) IN (SELECT a.run_id, a.seq FROM {rows run_id:text, seq:int, attempt:int}
                         JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt AND a.detached)
 RETURNING run_id, seq
+"""
+_CANCEL_REQUESTED = """
+SELECT a.run_id, a.seq FROM {rows run_id:text, seq:int, attempt:int}
+JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt WHERE a.cancel_requested AND NOT a.detached
 """
 _TRY_AGAIN = """
 UPDATE activities SET attempt = activities.attempt + 1, state = 'queued', due_at = v.due_at, worker = NULL, started_at = NULL, publishes = 0,
@@ -191,7 +198,14 @@ def _resolve(tx: Transaction, resolved: Sequence[Resolved]) -> tuple[set[str], s
 def _try_again(tx: Transaction, again: Sequence[TryAgain]) -> tuple[set[str], set[ActivityKey]]:
     if not again:
         return set(), set()
-    # A run that has let go of an activity does not want another attempt of it.
+    # A run that has asked an activity to cancel, or has let go of it, does not want another attempt of it.
+    unwanted = {(run_id, seq) for run_id, seq in tx.run_rows(_CANCEL_REQUESTED, [_row(t.key) for t in again])}
+    if unwanted:
+        ends = [t for t in again if (t.key.run_id, t.key.seq) in unwanted]
+        over = [Resolved(t.key, ActivityFailed(t.key.seq, t.failure, CANCEL_REQUESTED, t.key.attempt)) for t in ends]
+        rest_queues, rest_keys = _try_again(tx, [t for t in again if t not in ends])
+        queues, keys = _resolve(tx, over)
+        return queues | rest_queues, keys | rest_keys
     dropped = tx.send_rows(_DETACHED_GONE, [_row(t.key) for t in again])
     queued = tx.run_rows(_TRY_AGAIN, [(*_row(t.key), t.due_at, documents.dump(t.failure), t.losses) for t in again])
     standing = {(run_id, seq) for run_id, seq, *_ in queued} | {(run_id, seq) for run_id, seq in dropped.rows()}

@@ -52,7 +52,14 @@ def test_old_questions_are_forgotten(store, desk, bells, settings):
     assert tick(store, bells, unused).done["prune_questions"] == 1
 
 
+def serve(store: Store, queue: str = QUEUE) -> None:
+    """A live worker listens to the queue."""
+    with store.transaction() as tx:
+        workers.register(tx, WorkerIdentity("w", "node", "host", "boot", 1, 1.0, (queue,), ""), 60.0)
+
+
 def test_work_that_nobody_was_told_of_is_rung_for(store, desk, bells, settings):
+    serve(store)
     desk.start()
     assert tick(store, bells, settings.model_copy(update={"forgotten_s": 0.0})).done["ring_forgotten"] == 1
     assert bells.rung == [QUEUE]
@@ -105,7 +112,15 @@ def test_overdue_work_that_beat_cannot_do_does_not_make_it_spin(store, desk, set
     assert pause_s(store, settings, worked=True) == ticks.PAUSE_MIN_S
 
 
-def test_a_queue_without_workers_is_rung_for_at_intervals_and_not_at_each_tick(store, desk, bells, settings):
+def test_a_queue_without_workers_is_not_rung_for(store, desk, bells, settings):
+    serve(store, "another")
+    desk.start()
+    assert tick(store, bells, settings.model_copy(update={"forgotten_s": 0.0})).done["ring_forgotten"] == 0
+    assert bells.rung == []
+
+
+def test_a_forgotten_queue_is_rung_for_at_intervals_and_not_at_each_tick(store, desk, bells, settings):
+    serve(store)
     clock = MovableClock()
     desk.start()
     rounds = Rounds(store, bells, settings.model_copy(update={"forgotten_s": 1e-9}), clock=clock)

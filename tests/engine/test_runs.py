@@ -325,3 +325,18 @@ def test_histories_are_the_same_with_and_without_instances_in_memory_and_eager_a
         host.stop(drain_s=0)
         house.hosts.remove(host)
     assert all(one == asked[0] for one in asked)
+
+
+def test_a_turn_that_cannot_be_written_is_set_aside_and_its_neighbours_go_on(house: House) -> None:
+    async def unwritable() -> None:
+        await workflow.execute_activity(echo, 1, summary="half a character: \ud800")
+
+    _redefine("unwritable", unwritable)
+    handle = house.client.start_workflow("unwritable")
+    others = [house.client.start_workflow(Approval.run, 0) for _ in range(5)]
+    house.worker()
+    assert [other.result(timeout=WAIT_MAX_S) for other in others] == [[]] * 5
+    stuck = _stuck(house, handle).stuck
+    assert stuck is not None
+    assert "surrogate" in stuck.message or "utf-8" in stuck.message.lower()
+    handle.terminate()

@@ -118,6 +118,16 @@ def test_an_activity_its_run_has_left_behind_ends_without_a_word(desk):
     assert desk.claim() == []
 
 
+def test_an_activity_that_was_asked_to_cancel_is_not_tried_again(desk):
+    run = desk.running(STEP)
+    desk.send(run.run_id, SignalReceived("stop"))
+    desk.commit(desk.turn(desk.claim()[0], ActivityCancelRequested(1, wait=True)))
+    key = ActivityKey(run.run_id, 1, 1)
+    assert desk.settle(TryAgain(key, 0.0, OOPS)) == ({"orders"}, {key})
+    (claimed,) = desk.claim()
+    assert [entry.arrival for entry in claimed.inbox] == [ActivityFailed(1, OOPS, "cancel_requested", 1)]
+
+
 def test_poison_is_set_aside_and_the_run_told(desk):
     key = queued(desk)
     claim(desk)
