@@ -53,7 +53,7 @@ class Connection:
         self.settings = settings
         self.converter = converter
         self.clock = clock
-        self.waiter = Waiter(self._look, clock)
+        self.waiter = Waiter(self._look, clock, listen=lambda: self.store().listen())
         self._given = (store, bell)
         self._inherited: list[object] = []  # what a parent process opened; collecting it here would close it there
         self._migrated = False

@@ -1,7 +1,8 @@
 """Waiting for rows: one thread asks for all that a process awaits, in one query a pass; law: a wait costs latency or queries, never both.
 
 A wait is asked for at once, then after a millisecond, then ever less often: the pause is at most a quarter of the time waited so far and at
-most PAUSE_MAX_S. Waits whose turn is near are asked for together, so a thousand of them settle into one query a pass.
+most PAUSE_MAX_S. Waits whose turn is near are asked for together, so a thousand of them settle into one query a pass. Where the database can
+tell of closings (`listen`), they are asked for at once then, and less often otherwise.
 
 What callers run are *steps*: a generator that yields the futures it waits for and returns its value. The same steps are driven by a
 thread (`drive`) or by an event loop (`drive_async`).
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from orchestrator.clock import Clock
 from orchestrator.errors import DatabaseUnavailable, OrchestratorError
@@ -24,6 +25,19 @@ from orchestrator.errors import DatabaseUnavailable, OrchestratorError
 log = logging.getLogger("orchestrator.client")
 
 T = TypeVar("T")
+
+
+class Ear(Protocol):
+    """Something that hears when a run has closed or a query was answered, at least mostly."""
+
+    def hears(self, timeout_s: float) -> bool:
+        """Wait for a hint."""
+        ...
+
+    def close(self) -> None:
+        """Listen no more."""
+        ...
+
 
 Awaited = tuple[Literal["run", "question"], str]
 Look = Callable[[Sequence[Awaited]], Mapping[Awaited, Any]]
@@ -33,6 +47,7 @@ PAUSE_FIRST_S = 0.001
 PAUSE_GROWTH = 1.3
 PAUSE_SHARE = 0.25  # of the time waited so far
 PAUSE_MAX_S = 0.1
+PAUSE_HEARING_S = 0.02  # at least, where closings are told of
 IDLE_S = 1.0  # the thread ends when nobody has waited for this long
 
 
@@ -43,9 +58,12 @@ class Waiter:
     _changed: threading.Condition
     _waits: list[_Wait]
     _thread: threading.Thread | None
+    _ear_thread: threading.Thread | None
+    _hears: bool
 
-    def __init__(self, look: Look, clock: Clock) -> None:
+    def __init__(self, look: Look, clock: Clock, *, listen: Callable[[], Ear | None] = lambda: None) -> None:
         self._look = look
+        self._listen = listen
         self._clock = clock
         self._complained = False
         self._reset()
@@ -60,6 +78,9 @@ class Waiter:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="orchestrator-waiter", daemon=True)
                 self._thread.start()
+            if self._ear_thread is None:
+                self._ear_thread = threading.Thread(target=self._hear, name="orchestrator-ear", daemon=True)
+                self._ear_thread.start()
             self._changed.notify()
         return wait.future
 
@@ -71,6 +92,7 @@ class Waiter:
         with self._changed:
             waits, self._waits = self._waits, []
             thread, self._thread = self._thread, None
+            self._ear_thread = None
             self._changed.notify()
         for wait in waits:
             wait.future.cancel()
@@ -82,6 +104,32 @@ class Waiter:
         self._changed = threading.Condition()
         self._waits = []
         self._thread = None
+        self._ear_thread = None
+        self._hears = False
+
+    def _hear(self) -> None:
+        """Look at once when somebody says that something has closed; while nobody can, looking from time to time must do."""
+        try:
+            ear = self._listen()
+        except DatabaseUnavailable:
+            ear = None
+        while ear is not None and self._ear_thread is threading.current_thread():
+            self._hears = True
+            try:
+                heard = ear.hears(IDLE_S)
+            except DatabaseUnavailable:
+                break
+            if heard:
+                with self._changed:
+                    for wait in self._waits:
+                        wait.next_at = min(wait.next_at, wait.looked_at + PAUSE_FIRST_S)
+                    self._changed.notify()
+        if ear is not None:
+            ear.close()
+        with self._changed:
+            if ear is not None and self._ear_thread is threading.current_thread():
+                self._ear_thread = None  # lost: the next wait tries again
+                self._hears = False
 
     def _work(self) -> None:
         while due := self._next_due():
@@ -99,7 +147,7 @@ class Waiter:
                     wait.fail(error)
             now = self._clock.monotonic()
             for wait in due:
-                wait.looked(found, now)
+                wait.looked(found, now, pause_min_s=PAUSE_HEARING_S if self._hears else PAUSE_FIRST_S)
 
     def _next_due(self) -> list[_Wait]:
         """Wait until something is to be asked for; nothing when the thread is to end."""
@@ -121,20 +169,21 @@ class Waiter:
 class _Wait:
     """One caller's wait for one thing."""
 
-    __slots__ = ("awaited", "began_at", "future", "next_at", "pause_s")
+    __slots__ = ("awaited", "began_at", "future", "looked_at", "next_at", "pause_s")
 
     def __init__(self, awaited: Awaited, future: Future[Any], began_at: float) -> None:
         self.awaited = awaited
         self.future = future
-        self.began_at = self.next_at = began_at
+        self.began_at = self.next_at = self.looked_at = began_at
         self.pause_s = PAUSE_FIRST_S / PAUSE_GROWTH
 
-    def looked(self, found: Mapping[Awaited, Any], now: float) -> None:
+    def looked(self, found: Mapping[Awaited, Any], now: float, *, pause_min_s: float) -> None:
         """Settle, or say when to look again."""
+        self.looked_at = now
         if self.awaited in found and not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_result(found[self.awaited])
         share_s = max((now - self.began_at) * PAUSE_SHARE, PAUSE_FIRST_S)
-        self.pause_s = min(self.pause_s * PAUSE_GROWTH, share_s, PAUSE_MAX_S)
+        self.pause_s = min(max(self.pause_s * PAUSE_GROWTH, pause_min_s), max(share_s, pause_min_s), PAUSE_MAX_S)
         self.next_at = now + self.pause_s
 
     def fail(self, error: Exception) -> None:

@@ -23,6 +23,7 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.crashpoints import crashpoint
 from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
 from orchestrator.store import schema
+from orchestrator.store.hints import Ear
 from orchestrator.store.transaction import PostgresTransaction, SqliteTransaction, Transaction, Unmet
 
 __all__ = ["Store", "Transaction", "Unmet"]
@@ -100,6 +101,16 @@ class Store:
             _teach_time(driver, self.clock)
             return SqliteTransaction(driver)
         return PostgresTransaction(driver)
+
+    def listen(self) -> Ear | None:
+        """An ear for hints on a connection of its own; None where processes cannot tell each other. Raises DatabaseUnavailable."""
+        if self.dialect == "sqlite":
+            return None
+        with self._told():
+            lent = self._engine.raw_connection()
+            connection = cast("psycopg.Connection[Any]", lent.driver_connection)
+            lent.detach()  # from now on it is not the pool's
+            return Ear(connection)
 
     def upgrade(self) -> None:
         """Create or migrate the schema; concurrent callers wait for each other, and finding nothing to do is fine."""

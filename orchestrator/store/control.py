@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.store import documents
+from orchestrator.store import documents, hints
 from orchestrator.store.transaction import Transaction
 from schemas.runs import DeadLetter, Question
 
@@ -78,6 +78,7 @@ def questions(tx: Transaction, queues: Sequence[str], types: Sequence[str], batc
 
 def answer(tx: Transaction, answers: Sequence[Question]) -> set[str]:
     """Keep the answers in these questions; return the ids of those that were still open: the first answer wins."""
+    hints.give(tx, tx.dialect)
     rows = [(q.id, documents.dump(q.answer), documents.dump_unless_none(q.failure)) for q in answers]
     return {question_id for (question_id,) in tx.run_rows(_ANSWER, sorted(rows))}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from orchestrator.errors import DatabaseUnavailable
-from orchestrator.store import documents
+from orchestrator.store import documents, hints
 from orchestrator.store.documents import RUN_COLUMNS
 from orchestrator.store.transaction import Sender, Transaction
 from schemas.history import FLAGS_NOW, Arrival, Close, Failure, Json, RunTerminated, Turn
@@ -197,6 +197,7 @@ def close_from_outside(tx: Transaction, run_id: str, close: Close) -> str | None
     turn, queue = closed[0]
     tx.send(_CLOSING_TURN, run_id=run_id, turn=turn, flags=int(FLAGS_NOW), events=documents.dump([close]))
     record_outcomes(tx, [(run_id, None, _failure_of(close), None)])
+    hints.give(tx, tx.dialect)
     clear(tx, [run_id])
     return str(queue)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.store import documents, runs
+from orchestrator.store import documents, hints, runs
 from orchestrator.store.transaction import Sender, Transaction
 from schemas.history import ActivityCanceled, ActivityCancelRequested, Arrival, TimerCanceled, TimerStarted, Turn
 from schemas.runs import ClaimedRun, Committed, InboxEntry, NewRun, Status, TurnCommit, TurnFailure
@@ -215,6 +215,7 @@ def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
     going_on = [turn for turn in turns if turn.status is Status.RUNNING]
     keys = sorted({(key.run_id, key.seq, key.attempt) for turn in turns for key in turn.settled})
     consumed = [entry_id for turn in going_on for entry_id in turn.consumed]
+    closing = [turn for turn in turns if turn.status is not Status.RUNNING]
     with tx.together() as group:
         advanced = group.send_rows(
             _ADVANCE,
@@ -232,7 +233,9 @@ def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
         if consumed:
             group.send("DELETE FROM inbox WHERE {in id :ids}", ids=consumed)
         _write_going_on(group, going_on, worker=worker, publish_again_s=publish_again_s)
-        _write_closing(group, [turn for turn in turns if turn.status is not Status.RUNNING], keys)
+        _write_closing(group, closing, keys)
+        if closing and len(turns) <= hints.TURNS_MAX:
+            hints.give(group, tx.dialect)
     stands = {run_id for (run_id,) in advanced.rows()}
     gone = {(run_id, seq) for run_id, seq, _ in keys} - {(run_id, seq) for run_id, seq in settled.rows()}
     return {turn.run_id for turn in turns} - stands | {run_id for run_id, _ in gone}

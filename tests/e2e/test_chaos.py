@@ -3,15 +3,88 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator.development_servers import Postgres, RabbitMQ
+from orchestrator.servers import Valkey
 from tests.e2e import doomed
-from tests.e2e.conftest import DoomedSite
-from tests.e2e.processes import redis_of
+from tests.e2e.conftest import DoomedSite, Load
+from tests.e2e.processes import broker_of, redis_of, site, wait_until
 
 RUNS = 60
 SIGNALS = 5
+NOTICED = "Connection to broker lost"  # what Celery's consumer says
+
+
+@pytest.fixture
+def own_valkey(open_home: Path) -> Iterator[Valkey]:
+    with Valkey(open_home / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres(open_home: Path) -> Iterator[Postgres]:
+    """As careful as one in earnest: every commit reaches the disk."""
+    with Postgres(open_home / "postgres") as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_load(database_url: str, own_valkey: Valkey, tmp_path: Path) -> Iterator[Load]:
+    with site(tmp_path, database_url, own_valkey.url, lease_s=3.0, lease_beat_s=1.0, forgotten_s=0.3) as opened:
+        yield Load(opened)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_under_load_loses_nothing_and_repeats_only_what_was_in_flight(valkey_load: Load):
+    load = valkey_load
+    load.start()
+    victim = load.workers[0]
+    with load.stopped(victim) as in_flight:
+        victim.kill()
+    load.finish(in_flight)
+    load.everybody_serves()
+
+
+@pytest.mark.slow
+def test_a_broker_wiped_under_load_loses_and_repeats_nothing(valkey_load: Load, own_valkey: Valkey):
+    load = valkey_load
+    load.start()
+    own_valkey.flushall()
+    load.site.await_note("task", count=20)
+    own_valkey.flushall()
+    load.finish(set())
+    load.everybody_serves()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["own_valkey", "rabbitmq"])
+def test_a_broker_killed_and_restarted_under_load_loses_nothing(request: Any, sqlite_url: str, tmp_path: Path, name: str):
+    broker: Valkey | RabbitMQ = request.getfixturevalue(name)
+    with site(tmp_path, sqlite_url, broker.url, forgotten_s=0.3) as opened:
+        load = Load(opened)
+        load.start()
+        with load.stopped(*load.workers) as in_flight:
+            broker.kill()
+        wait_until(lambda: all(NOTICED in worker.text for worker in load.workers), "all workers have noticed")
+        broker.start()
+        load.finish({effect for effect in in_flight if effect[0] == "task"})
+        load.everybody_serves()
+
+
+@pytest.mark.slow
+def test_a_postgresql_killed_and_restarted_under_load_loses_and_repeats_nothing(own_postgres: Postgres, valkey: Valkey, tmp_path: Path):
+    with site(tmp_path, own_postgres.url, broker_of(valkey), forgotten_s=0.3) as opened:
+        load = Load(opened)
+        load.start()
+        own_postgres.kill()
+        own_postgres.start()
+        load.finish(set())
+        load.everybody_serves()
 
 
 @pytest.mark.slow
