@@ -112,11 +112,7 @@ class Client:
         def act(tx: Transaction) -> tuple[list[StartOutcome], set[str]]:
             return self._start(tx, prepared)
 
-        if session is not None:
-            outcomes = self._connection.write_with(session, act)
-        else:
-            outcomes, queues = self._connection.write(act, purpose="client.start")
-            self._connection.ring(queues)
+        outcomes = self._connection.write_with(session, act) if session is not None else self._write_starts(prepared)
         return self._handles(prepared, outcomes)[0]
 
     @overload
@@ -142,9 +138,7 @@ class Client:
         prepared = [self._prepared(request) for request in requests]
         if len(prepared) > STARTS_MAX:
             raise InvalidArgument(f"at most {STARTS_MAX:,} workflows can be started in one transaction, not {len(prepared):,}")
-        outcomes, queues = self._connection.write(lambda tx: self._start(tx, prepared), purpose="client.start")
-        self._connection.ring(queues)
-        return self._handles(prepared, outcomes)
+        return self._handles(prepared, self._write_starts(prepared))
 
     # --- finding -------------------------------------------------------------------------------------------------------------
 
@@ -194,6 +188,20 @@ class Client:
     def _prepared(self, request: StartRequest) -> tuple[NewRun, WorkflowDefinition | None]:
         connection = self._connection
         return new_run(request, settings=self.settings, converter=connection.converter, clock=connection.clock)
+
+    def _write_starts(self, prepared: Sequence[tuple[NewRun, WorkflowDefinition | None]]) -> list[StartOutcome]:
+        new = [run for run, _ in prepared]
+
+        def quickly(tx: Transaction) -> tuple[list[StartOutcome], set[str]]:
+            return runs.start_plain(tx, new), {run.started.queue for run in new}
+
+        outcomes, queues = self._connection.write(
+            lambda tx: self._start(tx, prepared),
+            purpose="client.start",
+            quick=quickly if runs.is_plain(new) else None,
+        )
+        self._connection.ring(queues)
+        return outcomes
 
     @staticmethod
     def _start(tx: Transaction, prepared: Sequence[tuple[NewRun, WorkflowDefinition | None]]) -> tuple[list[StartOutcome], set[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +19,7 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.dispatch import Broker, CeleryBroker, celery_for, ring_all
 from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable
-from orchestrator.store import Store, Transaction, control, runs, sessions
+from orchestrator.store import Store, Transaction, Unmet, control, runs, sessions
 from orchestrator.waiting import Awaited, Waiter
 from schemas.settings import Settings
 
@@ -63,10 +64,20 @@ class Connection:
         """What `ask` finds in a transaction that sees one moment."""
         return self._persistently(partial(self._in_transaction, ask, readonly=True, purpose="client.read"))
 
-    def write(self, act: Callable[[Transaction], T], *, purpose: str) -> T:
-        """Commit what `act` writes; it may run several times, also after it was committed."""
+    def write(self, act: Callable[[Transaction], T], *, purpose: str, quick: Callable[[Transaction], T] | None = None) -> T:
+        """Commit what `act` writes; it may run several times, also after it was committed.
+
+        `quick` does the same by a single transaction, or raises Unmet; it is tried first.
+        """
         self._broker()  # a URL that names no broker is told before anything is written
-        return self._persistently(partial(self._in_transaction, act, readonly=False, purpose=purpose))
+
+        def go() -> T:
+            if quick is not None:
+                with suppress(Unmet), self.store().transaction(single=True, purpose=purpose) as tx:
+                    return quick(tx)
+            return self._in_transaction(act, readonly=False, purpose=purpose)
+
+        return self._persistently(go)
 
     def write_with(self, session: Session, act: Callable[[Transaction], tuple[T, Iterable[str]]]) -> T:
         """Write in the transaction of a caller's session, and ring for the queues that `act` names once that has committed."""

@@ -165,8 +165,8 @@ def prepare_consumer(consumer: FleetConsumer) -> None:
 
 def _answering_at_once(consumer: FleetConsumer) -> Callable[..., None]:
     def answer(_message: Any, _body: Any, ack: Callable[..., None], *_: Any, **__: Any) -> None:  # noqa: ANN401 - Celery's signature
+        ring()  # first: the acknowledgement is a round trip to the broker, and a doorbell that rings twice does no harm
         ack(log, consumer.connection_errors)
-        ring()
 
     return answer
 

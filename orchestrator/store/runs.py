@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.store import documents, hints
 from orchestrator.store.documents import RUN_COLUMNS
-from orchestrator.store.transaction import Sender, Transaction
+from orchestrator.store.transaction import Row, Sender, Transaction, Unmet
 from schemas.history import FLAGS_NOW, Arrival, Close, Failure, Json, RunTerminated, Turn
 from schemas.runs import IdConflictPolicy, IdReusePolicy, NewRun, RunDescription, StartOutcome, Status
 
@@ -32,6 +32,11 @@ RETURNING run_id
 _INSERT_PAYLOADS = """
 INSERT INTO run_payloads (run_id, memo, search_attributes)
 SELECT v.run_id, v.memo, v.search_attributes FROM {rows run_id:text, memo:text, search_attributes:text}
+"""
+_FIRST_ARRIVALS = """
+INSERT INTO inbox (run_id, kind, event, dedup)
+SELECT v.run_id, v.kind, v.event, v.dedup FROM {rows position:int, run_id:text, kind:text, event:text, dedup:text} WHERE true ORDER BY v.position
+ON CONFLICT DO NOTHING
 """
 _INSERT_ARRIVALS = """
 INSERT INTO inbox (run_id, kind, event, dedup)
@@ -112,9 +117,35 @@ def start(tx: Transaction, new: Sequence[NewRun]) -> list[StartOutcome]:
     return [outcomes[position] for position in range(len(new))]
 
 
+def is_plain(new: Sequence[NewRun]) -> bool:
+    """Whether nothing about these starts needs a second look as long as nobody uses their ids: what `start_plain` can do."""
+    return all(
+        run.reuse is IdReusePolicy.ALLOW_DUPLICATE
+        and not run.start_delay_s
+        and run.started.run_timeout_s is None
+        and run.started.execution_deadline_at is None
+        for run in new
+    )
+
+
+def start_plain(tx: Transaction, new: Sequence[NewRun]) -> list[StartOutcome]:
+    """Create plain runs in a single transaction; raises Unmet, and writes nothing, if one of their ids is in use."""
+    with tx.together() as group:
+        created = group.send_rows(_INSERT, _run_rows(new))
+        group.expect(created, len(new))
+        _furnish(group, new, _FIRST_ARRIVALS)
+    if not tx.single and len(created.rows()) != len(new):
+        raise Unmet
+    return [StartOutcome(run.started.run_id, created=True) for run in new]
+
+
 def insert(tx: Transaction, new: Sequence[NewRun]) -> set[str]:
     """Create runs whose ids are free, with their first arrivals and timers; return the run ids created."""
-    rows = [
+    return {run_id for (run_id,) in tx.run_rows(_INSERT, _run_rows(new))}
+
+
+def _run_rows(new: Sequence[NewRun]) -> list[Row]:
+    return [
         (
             s.run_id,
             s.workflow_id,
@@ -133,11 +164,18 @@ def insert(tx: Transaction, new: Sequence[NewRun]) -> set[str]:
         for run in new
         for s in [run.started]
     ]
-    return {run_id for (run_id,) in tx.run_rows(_INSERT, rows)}
 
 
 def furnish(tx: Transaction, new: Sequence[NewRun]) -> None:
     """Give runs that were just inserted what belongs to them: memo, first arrivals, timers."""
+    _furnish(tx, new, _INSERT_ARRIVALS)
+    limited = [r.started.run_id for r in new if r.started.run_timeout_s is not None or r.started.execution_deadline_at is not None]
+    if limited:
+        tx.send(_INSERT_TIMEOUTS, run_ids=limited)
+    ring_when_ready(tx, [run.started.run_id for run in new if run.start_delay_s])
+
+
+def _furnish(tx: Sender, new: Sequence[NewRun], sentence: str) -> None:
     payloads = [
         (run.started.run_id, documents.dump_unless_none(run.started.memo), documents.dump_unless_none(run.search_attributes))
         for run in new
@@ -149,11 +187,7 @@ def furnish(tx: Transaction, new: Sequence[NewRun]) -> None:
         arrivals.append((run.started.run_id, run.started, None))
         if run.signal:
             arrivals.append((run.started.run_id, run.signal, run.signal.id or None))
-    _insert_arrivals(tx, arrivals)
-    limited = [r.started.run_id for r in new if r.started.run_timeout_s is not None or r.started.execution_deadline_at is not None]
-    if limited:
-        tx.send(_INSERT_TIMEOUTS, run_ids=limited)
-    ring_when_ready(tx, [run.started.run_id for run in new if run.start_delay_s])
+    _insert_arrivals(tx, arrivals, sentence)
 
 
 def ring_when_ready(tx: Transaction, run_ids: Sequence[str]) -> None:
@@ -304,9 +338,9 @@ def _judge_conflicts(tx: Transaction, new: Sequence[NewRun], positions: Sequence
     return outcomes
 
 
-def _insert_arrivals(tx: Transaction, items: Sequence[tuple[str, Arrival, str | None]]) -> None:
+def _insert_arrivals(tx: Sender, items: Sequence[tuple[str, Arrival, str | None]], sentence: str = _INSERT_ARRIVALS) -> None:
     rows = [(position, run_id, item.kind, documents.dump(item), dedup) for position, (run_id, item, dedup) in enumerate(items)]
-    tx.send_rows(_INSERT_ARRIVALS, rows)
+    tx.send_rows(sentence, rows)
 
 
 def _failure_of(close: Close) -> Failure:

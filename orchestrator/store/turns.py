@@ -236,6 +236,8 @@ def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
         _write_closing(group, closing, keys)
         if closing and len(turns) <= hints.TURNS_MAX:
             hints.give(group, tx.dialect)
+    if tx.single:
+        return set()  # else it would have raised Unmet
     stands = {run_id for (run_id,) in advanced.rows()}
     gone = {(run_id, seq) for run_id, seq, _ in keys} - {(run_id, seq) for run_id, seq in settled.rows()}
     return {turn.run_id for turn in turns} - stands | {run_id for run_id, _ in gone}

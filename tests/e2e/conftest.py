@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class DoomedSite:
         assert len(set(once)) == len(once), f"an activity that may run once ran twice: {once}"
 
 
+CANCELLED = re.compile(r"Task doomed\.task\[(\S+?)--\d+-\d+\] cannot be acknowledged after a connection loss")
 Effect = tuple[str, str]  # what an activity did, and for which workflow; a workflow of the load has one activity at a time
 
 
@@ -92,11 +94,21 @@ class Load:
             if worker.alive:
                 worker.signal(signal.SIGCONT)
 
-    def finish(self, in_flight: set[Effect]) -> None:
-        """Nothing is lost, the laws hold, and only what was in flight has run twice."""
+    def cancelled(self) -> set[Effect]:
+        """The tasks that Celery ended in its workers because it had lost the broker, by their logs."""
+        ended = {run_id for worker in self.workers for run_id in CANCELLED.findall(worker.text)}
+        with self.site.store.transaction(readonly=True) as tx:
+            return {("task", workflow_id) for run_id, workflow_id in tx.run("SELECT run_id, workflow_id FROM runs") if run_id in ended}
+
+    def await_results(self) -> None:
+        """Nothing is lost."""
         deadline = SYSTEM.monotonic() + LOAD_MAX_S
         results = [handle.result(timeout=max(deadline - SYSTEM.monotonic(), 0.1)) for handle in self.handles]
         assert results == [LOAD_STEPS] * LOAD_RUNS
+
+    def finish(self, in_flight: set[Effect]) -> None:
+        """Nothing is lost, the laws hold, and only what was in flight has run twice."""
+        self.await_results()
         self.doomed.judge()
         done = Counter(effect for kind in ("step", "task", "once") for effect in self.doomed.counted(kind))
         print(f"{len(in_flight)} in flight, {sum(done.values()) - len(done)} ran twice")
@@ -106,10 +118,10 @@ class Load:
         assert {effect[:2] for effect in twice} <= in_flight, f"ran again though they were not in flight: {sorted(twice)}"
         assert set(twice.values()) <= {2}, f"ran more than twice: {twice}"
 
-    def everybody_serves(self) -> None:
-        """Each worker process that nobody killed has lived through it, answers, and takes the runs and the messages of its own queue."""
+    def everybody_serves(self, *, killed: Sequence[Worker] = ()) -> None:
+        """Each worker process that the test did not kill has lived through it, answers, and takes the runs and the messages of its own queue."""
         assert self.beat.alive, self.beat.text
-        survivors = {own: worker for own, worker in zip(self.own_queues, self.workers, strict=True) if worker.process.returncode != -signal.SIGKILL}
+        survivors = {own: worker for own, worker in zip(self.own_queues, self.workers, strict=True) if worker not in killed}
         runs = {}
         for own, worker in survivors.items():
             assert worker.alive, worker.text
@@ -117,7 +129,9 @@ class Load:
         assert {own: run.result(timeout=AFTER_MAX_S) for own, run in runs.items()} == dict.fromkeys(survivors, LOAD_STEPS)
         with Celery("asker", broker=self.site.broker_url, set_as_current=False) as asker:
             nodes = {worker.node for worker in survivors.values()}
-            wait_until(lambda: {node for answer in asker.control.ping(timeout=1) for node in answer} == nodes, f"{nodes} answer", AFTER_MAX_S)
+            wait_until(
+                lambda: {node for answer in asker.control.ping(timeout=1) or () for node in answer} == nodes, f"{nodes} answer", AFTER_MAX_S
+            )
 
     def _all_effects(self) -> set[tuple[str, ...]]:
         kinds = [*["step"] * (LOAD_STEPS - 2), "task", "once"]

@@ -47,18 +47,19 @@ def test_a_worker_killed_under_load_loses_nothing_and_repeats_only_what_was_in_f
     with load.stopped(victim) as in_flight:
         victim.kill()
     load.finish(in_flight)
-    load.everybody_serves()
+    load.everybody_serves(killed=[victim])
 
 
 @pytest.mark.slow
-def test_a_broker_wiped_under_load_loses_and_repeats_nothing(valkey_load: Load, own_valkey: Valkey):
-    load = valkey_load
-    load.start()
-    own_valkey.flushall()
-    load.site.await_note("task", count=20)
-    own_valkey.flushall()
-    load.finish(set())
-    load.everybody_serves()
+def test_a_broker_wiped_under_load_loses_and_repeats_nothing(postgres_url: str, own_valkey: Valkey, tmp_path: Path):
+    with site(tmp_path, postgres_url, own_valkey.url, forgotten_s=0.3) as opened:
+        load = Load(opened)
+        load.start()
+        own_valkey.flushall()
+        opened.await_note("task", count=20)
+        own_valkey.flushall()
+        load.finish(set())
+        load.everybody_serves()
 
 
 @pytest.mark.slow
@@ -68,11 +69,11 @@ def test_a_broker_killed_and_restarted_under_load_loses_nothing(request: Any, sq
     with site(tmp_path, sqlite_url, broker.url, forgotten_s=0.3) as opened:
         load = Load(opened)
         load.start()
-        with load.stopped(*load.workers) as in_flight:
-            broker.kill()
+        broker.kill()
         wait_until(lambda: all(NOTICED in worker.text for worker in load.workers), "all workers have noticed")
         broker.start()
-        load.finish({effect for effect in in_flight if effect[0] == "task"})
+        load.await_results()
+        load.finish(load.cancelled())
         load.everybody_serves()
 
 
