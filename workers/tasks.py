@@ -35,7 +35,7 @@ from workers.attempts import Attempt
 from workers.coroutines import Awaited, is_coroutine_task
 from workers.host import Host
 from workers.pool import current_pool
-from workers.threads import Interruption
+from workers.threads import Interruption, shield
 
 log = logging.getLogger("orchestrator.tasks")
 
@@ -122,15 +122,19 @@ def key_of(request: Any) -> ActivityKey | None:  # noqa: ANN401 - a dict or a Co
 
 def run(host: Host, key: ActivityKey, trace: Callable[[], Any]) -> Any:  # noqa: ANN401 - what Celery's tracer returns
     """Claim an attempt, trace its body with `activity.info()` and its kind at hand, hand its end to the engine."""
-    passage = claim(host, key)
-    if passage.attempt is None:
-        return NOTHING
-    entered, current = PASSAGE.set(passage), activity.CURRENT.set(passage.attempt)
+    shield(up=True)  # a strike inside the transaction of the claim would leave the store locked
     try:
-        return conclude(passage, trace)
+        passage = claim(host, key)
+        if passage.attempt is None:
+            return NOTHING
+        entered, current = PASSAGE.set(passage), activity.CURRENT.set(passage.attempt)
+        try:
+            return conclude(passage, trace)
+        finally:
+            activity.CURRENT.reset(current)
+            PASSAGE.reset(entered)
     finally:
-        activity.CURRENT.reset(current)
-        PASSAGE.reset(entered)
+        shield(up=False)
 
 
 def claim(host: Host, key: ActivityKey) -> Passage:
@@ -163,7 +167,9 @@ def conclude(passage: Passage, trace: Callable[[], Any]) -> Any:  # noqa: ANN401
     """Trace the body, hand its end to the engine, and tell Celery."""
     host, pending = passage.host, passage.pending
     try:
+        shield(up=False)  # here, where a strike that waited for the claim is caught
         traced = trace()
+        shield(up=True)
         settled = _settled(passage, traced)
     except Interruption:
         # Ended from outside: the main thread knows why, and tells the store (`told_by_celery`).

@@ -83,6 +83,15 @@ class Seat:
     job: Job | None = None
     strikes: tuple[type[BaseException], ...] = ()
     given_up: bool = False
+    shielded: bool = False
+    held_back: type[BaseException] | None = None  # the last strike that met the shield
+
+
+class _Here(threading.local):
+    """The seat of the present thread, if it is one of ours."""
+
+    threads: Threads | None = None
+    seat: Seat | None = None
 
 
 class Threads:
@@ -195,8 +204,21 @@ class Threads:
             self._seats.add(seat)
             threading.Thread(target=self._live, args=(seat,), name=f"{self._name}-{len(self._seats)}", daemon=True).start()
 
+    def shield(self, seat: Seat, *, up: bool) -> None:
+        """Hold strikes back, or let them through and strike with the one that was held back."""
+        with self._lock:
+            if up and not seat.shielded and seat.strikes:
+                let_strike()  # what was thrown before must hit here: behind this line it would hit what the shield is for
+            seat.shielded = up
+            if not up and seat.held_back is not None:
+                error, seat.held_back = seat.held_back, None
+                throw(seat.ident, error)
+        if not up:
+            let_strike()
+
     def _live(self, seat: Seat) -> None:
         seat.ident = threading.get_ident()
+        _HERE.threads, _HERE.seat = self, seat
         while True:
             try:
                 done = self._leave(seat)
@@ -214,9 +236,9 @@ class Threads:
     def _leave(self, seat: Seat) -> Job | None:
         with self._lock:
             # First of all: a strike that is still pending must hit here, where the job can be left once more, and never after this line.
-            if seat.strikes:
+            if seat.strikes and seat.held_back is None:
                 let_strike()
-            done, seat.job, seat.strikes = seat.job, None, ()
+            done, seat.job, seat.strikes, seat.shielded, seat.held_back = seat.job, None, (), False, None
             return done
 
     def _take(self, seat: Seat) -> bool:
@@ -233,10 +255,23 @@ class Threads:
             return False
 
 
+def shield(*, up: bool) -> None:
+    """In a job: strikes wait from `shield(up=True)` to `shield(up=False)`, which is where they hit then.
+
+    For transactions and whatever else takes a lock that is not written in C: a strike between taking a lock and the `try` that gives it
+    back, the very place where a thread stands that has waited for it, would leave it locked for ever. Nothing happens on other threads.
+    """
+    if _HERE.threads is not None and _HERE.seat is not None:
+        _HERE.threads.shield(_HERE.seat, up=up)
+
+
 def hit(seat: Seat, error: type[BaseException]) -> None:
     """Strike the job in this seat; only under the lock of its threads."""
     seat.strikes = (*seat.strikes, error)
-    throw(seat.ident, error)
+    if seat.shielded:
+        seat.held_back = error
+    else:
+        throw(seat.ident, error)
 
 
 def throw(ident: int, error: type[BaseException]) -> None:
@@ -252,3 +287,6 @@ def let_strike() -> None:
     """Give what is pending for this thread the chance to be raised: CPython looks when a function is entered and when a loop turns."""
     for _ in range(2):
         pass
+
+
+_HERE = _Here()
