@@ -197,7 +197,6 @@ def test_nan_comes_back_bare_and_annotated():
         ("nul \0", str),
         ([1, "a"], typing.Annotated[list[Any], ["unhashable"]]),
     ],
-    ids=str,
 )
 def test_typed_values_come_back_as_their_type(value, annotation):
     back = there_and_back(value, annotation)
