@@ -23,7 +23,7 @@ from orchestrator.dispatch import Broker, expire_activities, fire_timers, ring_a
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.store import Store, Transaction, Unmet, activities, control, runs, turns, workers
 from schemas.history import ActivityCompleted, ActivityScheduled, Turn
-from schemas.runs import ActivityKey, Beat, ClaimedRun, PendingActivity, Question, Resolved, Settlement, Status, TryAgain
+from schemas.runs import ActivityKey, Beat, ClaimedRun, PendingActivity, Question, Resolved, Settlement, Status, TryAgain, TurnCommit
 from schemas.settings import Settings
 from workers.agenda import Agenda, Topic
 from workers.attempts import Budget, Outcome, Runner
@@ -117,8 +117,10 @@ class Engine:
             self._clock.sleep(DATABASE_RETRY_S)
             return False
         except Exception as error:
-            self._set_aside(batch, error)
+            explained = self._set_aside(batch, error)
             self.start_over(batch)
+            if explained:
+                return False
             raise
         self._act(batch, written)
         return bool(batch or written.claimed or written.started)
@@ -381,22 +383,31 @@ class Engine:
 
     # --- when something went wrong -----------------------------------------------------------------------------------------
 
-    def _set_aside(self, batch: Batch, error: Exception) -> None:
-        """Something in this batch cannot be written: find the runs it comes from and let them wait, so that their neighbours go on."""
-        for commit in batch.commits:
-            alone = Batch(commits=[commit])
-            try:
-                with self.store.transaction(purpose="turns.set_aside") as tx:
-                    self._write_all(tx, alone, Written())
-                    tx.start_over()  # only to see whether it can be written: the turn is taken again, with all that belongs to it
-            except DatabaseUnavailable:
-                return
-            except Exception:  # noqa: BLE001 - whatever it is, it is this run's
+    def _set_aside(self, batch: Batch, error: Exception) -> int:
+        """Something could not be written: let the runs it comes from wait, so that their neighbours go on; return how many they are."""
+        alone = Batch()
+        try:
+            unwritable = [commit for commit in batch.commits if not self._can_write(commit)]
+            for commit in unwritable:
                 self._decider.fail(batch.jobs[commit.run_id], error, alone)
-                alone.commits.clear()
-                with self.store.transaction(purpose="turns.set_aside") as tx:
-                    self._write_all(tx, alone, Written())
-                batch.jobs[commit.run_id].direct.clear()
+            with self.store.transaction(purpose="turns.set_aside") as tx:
+                self._write_all(tx, alone, Written())
+        except DatabaseUnavailable:
+            self._left.extend(alone.settlements)
+            return 0
+        return len(unwritable)
+
+    def _can_write(self, commit: TurnCommit) -> bool:
+        """Only look whether it can be written: the turn will be taken again, with all that belongs to it."""
+        try:
+            with self.store.transaction(purpose="turns.set_aside") as tx:
+                self._write_all(tx, Batch(commits=[commit]), Written())
+                tx.start_over()
+        except DatabaseUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, it is this run's
+            return False
+        return True
 
     def start_over(self, batch: Batch | None = None) -> None:
         """A transaction failed, and it may even have been committed: trust only the store."""

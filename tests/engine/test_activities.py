@@ -35,7 +35,7 @@ class Receipt:
 
 
 def test_typed_arguments_and_results_reach_sync_and_async_activities(house: House) -> None:
-    @activity.defn
+    @activity.defn(name="engine.price")
     def price(order: Order, factor: float) -> Order:
         return order.model_copy(update={"total": order.total * factor})
 

@@ -193,6 +193,12 @@ async def naps(durations: list[float]) -> list[bool]:
     return together
 
 
+@workflow.defn(name="sim.unwritable")
+async def unwritable(value: int) -> int:
+    half = "" if World.mended else "half a character: \ud800"
+    return await workflow.execute_activity(acts.add, args=[value, 1], retry_policy=FAST, summary=half)
+
+
 @workflow.defn(name="sim.stuck", on_exception="retry_turn")
 async def stuck(value: int) -> int:
     value = await workflow.execute_activity(acts.add, args=[value, 1], retry_policy=FAST)

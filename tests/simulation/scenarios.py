@@ -201,11 +201,16 @@ def delayed(chance: Random) -> Scenario:
     return Scenario("delayed", corpus.sequence, [2], completed(1), options={"start_delay": chance.uniform(0.1, 5.0)})
 
 
-def stuck(chance: Random) -> Scenario:
-    def mend(client: Client, id_: str) -> None:
-        corpus.World.mended = True
+def mend(client: Client, id_: str) -> None:
+    corpus.World.mended = True
 
+
+def stuck(chance: Random) -> Scenario:
     return Scenario("stuck", corpus.stuck, [1], completed(3), [Act(chance.uniform(0.0, 15.0), mend)])
+
+
+def unwritable(chance: Random) -> Scenario:
+    return Scenario("unwritable", corpus.unwritable, [1], completed(2), [Act(chance.uniform(0.0, 15.0), mend)])
 
 
 def started_often(chance: Random) -> Scenario:
@@ -246,6 +251,7 @@ ALL = (
     naps,
     delayed,
     stuck,
+    unwritable,
     started_often,
     replaced,
 )
@@ -265,7 +271,7 @@ class Clients:
 
     def use(self, scenario: Scenario, id_: str) -> None:
         world = self.world
-        if scenario.workflow is corpus.stuck:
+        if scenario.workflow in {corpus.stuck, corpus.unwritable}:
             corpus.World.mended = False
 
         def start(client: Client, id_: str) -> None:

@@ -33,6 +33,7 @@ SCENARIOS = {
     "workers.recover": ("poisoned", "sequence"),
     "client.": ("collect", "canceled", "terminated", "started_often"),
     "questions.": ("collect",),
+    "turns.set_aside": ("unwritable", "sequence"),
 }
 GENTLE = Faults(until_s=12.0, refused=0.03, stops=2)
 SEEDS_MAX = 60
