@@ -102,5 +102,9 @@ def house(database_url: str) -> Iterator[House]:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("orchestrator").setLevel(logging.CRITICAL)
+def quiet() -> Iterator[None]:
+    logger = logging.getLogger("orchestrator")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
