@@ -383,8 +383,8 @@ class Engine:
 
     # --- when something went wrong -----------------------------------------------------------------------------------------
 
-    def _set_aside(self, batch: Batch, error: Exception) -> int:
-        """Something could not be written: let the runs it comes from wait, so that their neighbours go on; return how many they are."""
+    def _set_aside(self, batch: Batch, error: Exception) -> bool:
+        """Something could not be written: let the runs it comes from wait, so that their neighbours go on; False if it comes from no run."""
         alone = Batch()
         try:
             unwritable = [commit for commit in batch.commits if not self._can_write(commit)]
@@ -394,8 +394,8 @@ class Engine:
                 self._write_all(tx, alone, Written())
         except DatabaseUnavailable:
             self._left.extend(alone.settlements)
-            return 0
-        return len(unwritable)
+            return True  # it will come up again once the database is back
+        return bool(unwritable)
 
     def _can_write(self, commit: TurnCommit) -> bool:
         """Only look whether it can be written: the turn will be taken again, with all that belongs to it."""
