@@ -223,8 +223,6 @@ class WorkflowHandle(Generic[R]):
 
         if self._run_id is None:
             return self._connection.read(ask)
-        if self._definition is not None and not self._pinned:
-            return self._run_id, None  # it comes from a start: it exists, its type is known, and the waiter looks at once
         try:
             return self._connection.read_once(ask)
         except DatabaseUnavailable:
