@@ -46,6 +46,3 @@ class Settings(BaseModel):
     cache: bool = Field(True, description="keep instances between turns; off: replay the history at every turn")
     eager: bool = Field(True, description="run activities where the turn ran; off: every activity goes through its queue")
     ring_window_s: float = Field(0.002, ge=0, description="rings for one queue within this time are one message")
-
-
-SECRET_FIELDS = ("database_url", "broker_url")

@@ -18,7 +18,6 @@ VALUES (:worker_id, :node, :host, :boot_id, :pid, :pid_started_at, :queues, :bui
 ON CONFLICT (worker_id) DO UPDATE SET queues = excluded.queues, expires_at = excluded.expires_at, stopping = false
 """
 _EXTEND = "UPDATE workers SET expires_at = {now} + :ttl_s WHERE worker_id = :worker_id RETURNING worker_id"
-_STOPPING = "UPDATE workers SET stopping = true WHERE worker_id = :worker_id"
 _LIST = f"SELECT {_COLUMNS} FROM workers ORDER BY node, worker_id"  # noqa: S608 - columns of our own
 _PREDECESSORS = f"SELECT {_COLUMNS} FROM workers WHERE node = :node AND worker_id <> :worker_id ORDER BY worker_id"  # noqa: S608 - columns of our own
 _ON_HOST = f"SELECT {_COLUMNS} FROM workers WHERE host = :host AND boot_id = :boot_id ORDER BY worker_id"  # noqa: S608 - columns of our own
@@ -66,11 +65,6 @@ def register(tx: Transaction, identity: WorkerIdentity, ttl_s: float) -> None:
 def extend(tx: Transaction, worker_id: str, ttl_s: float) -> bool:
     """Prolong the lease of a worker; False if its row is gone: others have taken its work, and it must drop what it holds."""
     return bool(tx.run(_EXTEND, worker_id=worker_id, ttl_s=float(ttl_s)))
-
-
-def mark_stopping(tx: Transaction, worker_id: str) -> None:
-    """Note that this worker takes nothing new."""
-    tx.run(_STOPPING, worker_id=worker_id)
 
 
 def predecessors(tx: Transaction, node: str, worker_id: str) -> list[WorkerRow]:
