@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from schemas.messages import ErrorCode
+
 
 class OrchestratorError(Exception):
     """Something went wrong that the caller can act on."""
@@ -232,6 +234,31 @@ class ResultTimeout(OrchestratorError):
 
 class InvalidFilter(OrchestratorError):
     """The filter of a list is not valid."""
+
+
+# --- the fleet -----------------------------------------------------------------------------------------------------------
+
+
+class FleetError(OrchestratorError):
+    """The fleet refuses or failed; `code` is the same for HTTP, the bus and the command line."""
+
+    def __init__(self, message: str | None = None, *, code: ErrorCode, details: Any = None) -> None:  # noqa: ANN401 - any JSON
+        super().__init__(message)
+        self.code = code
+        self.details = details
+
+
+class IllegalTransition(FleetError):
+    """What was asked for is not possible in the agent's present state."""
+
+
+class AgentNotFound(FleetError):
+    """No agent has that id."""
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(
+            f"no agent is called {agent_id!r}; `orchestrator agent list` shows those there are", code=ErrorCode.AGENT_NOT_FOUND
+        )
 
 
 # --- the world -----------------------------------------------------------------------------------------------------------

@@ -42,6 +42,24 @@ class Settings(BaseModel):
     eager_s: float = Field(0.25, ge=0, description="a worker takes on eager activities for at most this many seconds of its threads")
     due_batch_max: int = Field(1_000, ge=1, description="due timers, timeouts and recoveries handled in one transaction")
 
+    # --- the fleet
+    fleet_queue: str = Field("fleet", description="queue of the workflows that supervise agents; agent hosts and managers consume it")
+    heartbeat_timeout_s: float = Field(60.0, gt=0, description="an agent that is silent for this long, or for two intervals, is inactive")
+    registry_ttl_s: float = Field(30.0, gt=0, description="one that is silent for this long, or for two intervals, leaves the registry")
+    agent_drain_s: float = Field(30.0, ge=0, description="how long a stopping agent may finish its work; its spec may say otherwise")
+    terminate_grace_s: float = Field(5.0, ge=0, description="between asking a process to end and killing it")
+    start_timeout_s: float = Field(30.0, gt=0, description="how long a started agent may take until it is ready")
+    flush_timeout_s: float = Field(10.0, gt=0, description="an agent that owes a summary for longer than this is degraded")
+    restarts_max: int = Field(5, ge=0, description="restarts of a crashing agent within restart_window_s; then it stays in error")
+    restart_window_s: float = Field(300.0, gt=0, description="an agent that ran for this long has recovered: its restarts count anew")
+    remote_control_s: float = Field(2.0, gt=0, description="how long an agent's host may take to answer a command")
+    execute_wait_s: float = Field(30.0, gt=0, description="how long a caller waits for a work before it gets a receipt instead")
+    idempotency_cache_max: int = Field(1000, ge=1, description="results of works that an agent remembers by itself")
+    idempotency_cache_s: float = Field(300.0, gt=0, description="for how long it does; the store remembers for idempotency_retention_s")
+    idempotency_retention_s: float = Field(86_400.0, gt=0, description="how long the result of a work is kept")
+    heartbeat_retention_s: float = Field(86_400.0, gt=0, description="how long heartbeats are kept")
+    log_directory: Path | None = Field(None, description="folder of the agents' logs and of their event files; none: `logs` in home")
+
     # --- optimisations; each can be switched off, and the simulation does
     cache: bool = Field(True, description="keep instances between turns; off: replay the history at every turn")
     eager: bool = Field(True, description="run activities where the turn ran; off: every activity goes through its queue")

@@ -40,6 +40,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.starting",
         "orchestrator.waiting",
         "orchestrator.fleet",
+        "orchestrator.discovery",
+        "orchestrator.configuration",
         "orchestrator.ingest",
     ),
     ("orchestrator.celery", "orchestrator.canvas", "orchestrator.backend"),
@@ -49,6 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.cli",
         "orchestrator.commands",
         "orchestrator.demo",
+        "orchestrator.demo_fleet",
         "orchestrator.demo_workflows",
         "orchestrator.dev",
         "orchestrator.testing",
@@ -103,7 +106,7 @@ DOORS = (
         ("os.fork", "os.system", "os.popen", "os.posix_spawn"),
     ),
     Door("the machine's vital signs", ("psutil",), ("workers.vitals",)),
-    Door("HTTP service", ("fastapi", "starlette"), ("orchestrator.api",)),
+    Door("HTTP service", ("fastapi", "starlette", "uvicorn"), ("orchestrator.api", "workers.adapter")),
 )
 
 # Parts of doored modules that are values: a generator made from a seed, an id that came from elsewhere.
