@@ -29,7 +29,6 @@ from schemas.runs import ActivityState, Status
 
 WORKERS = 2
 CONCURRENCY = 4
-LIBRARY_TESTS = ("test", "tests", "idle_test")  # half of the standard library, where it is installed with them
 RUN_MAX_S = 300.0
 LOOK_S = 0.02  # how often the run is looked at
 SLICE_S = 0.05  # how long this process computes between two looks
@@ -116,7 +115,7 @@ def standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib")).absolute()
 
 
-def files_of(folder: Path, leave_out: tuple[str, ...] = ()) -> list[str]:
+def files_of(folder: Path) -> list[str]:
     """What the demo will survey; raises InvalidArgument if it is nothing."""
     if not folder.exists():
         raise InvalidArgument(f"{folder} does not exist. Name a folder with Python files.")
@@ -124,15 +123,13 @@ def files_of(folder: Path, leave_out: tuple[str, ...] = ()) -> list[str]:
         raise InvalidArgument(f"{folder} is not a folder. Name a folder with Python files.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InvalidArgument(f"{folder} may not be read. Name a folder with Python files that you may read.")
-    files = source_files(folder, leave_out)
+    files = source_files(folder)
     if not files:
         raise InvalidArgument(f"{folder} has no Python files. Name a folder that has some.")
     return files
 
 
-def run(
-    folder: Path, files: list[str], *, leave_out: tuple[str, ...] = (), show: Show = lambda progress: None, clock: Clock = SYSTEM
-) -> Result:
+def run(folder: Path, files: list[str], *, show: Show = lambda progress: None, clock: Clock = SYSTEM) -> Result:
     """Run the demo on the `files_of` a folder, in a home of its own that is removed at the end.
 
     Raises ServerUnavailable if the stack does not start.
@@ -143,7 +140,7 @@ def run(
         show(Progress("starting broker, two workers and beat", files=len(files)))
         with Stack(settings, Plan(workers=WORKERS, concurrency=CONCURRENCY), clock=clock) as stack, Client(settings=settings) as client:
             pace_s = min(PACE_MAX_S, PACED_S * WORKERS * CONCURRENCY / len(files))
-            survey = Survey(str(folder), str(home / "executions.log"), leave_out, pace_s if pace_s >= SLICE_S else 0.0)
+            survey = Survey(str(folder), str(home / "executions.log"), pace_s if pace_s >= SLICE_S else 0.0)
             handle = client.start_workflow(SurveyWorkflow, survey, id=f"survey-of-{folder.name}"[:200] or "survey")
             return _Watch(stack, handle, survey, files, show=show, clock=clock, began=began).to_the_end()
 

@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def demo(
     folder: Annotated[
-        Path | None, typer.Argument(help="A folder with Python files; default: the running Python's standard library.")
+        Path | None, typer.Argument(help="A folder with Python files; default: the running Python's standard library.", readable=False)
     ] = None,
     *,
     as_json: AsJson = False,
@@ -37,12 +37,11 @@ def demo(
     for which in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(which, _interrupt)
     wanted = (folder or demonstration.standard_library()).absolute()
-    leave_out = () if folder else demonstration.LIBRARY_TESTS
-    files = demonstration.files_of(wanted, leave_out)
+    files = demonstration.files_of(wanted)
     if not as_json:
-        name = f"{wanted}" if folder else f"the standard library of Python {platform.python_version()}, without its tests"
+        name = f"{wanted}" if folder else f"the standard library of Python {platform.python_version()}"
         put(f"A workflow surveys {name}. One of its two workers will be killed, and the broker wiped.")
-    result = _run(wanted, files, leave_out, quiet=as_json)
+    result = _run(wanted, files, quiet=as_json)
     if as_json:
         facts = ("ok", "files", "lost", "executed_twice", "recovered_s", "workflow_id")
         put_json({name: _rounded(getattr(result, name)) for name in facts})
@@ -53,7 +52,7 @@ def demo(
     raise typer.Exit(0 if result.ok else 1)
 
 
-def _run(folder: Path, files: list[str], leave_out: tuple[str, ...], *, quiet: bool) -> demonstration.Result:
+def _run(folder: Path, files: list[str], *, quiet: bool) -> demonstration.Result:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=notes, disable=quiet) as bar:
         task = bar.add_task("", total=None)
@@ -66,7 +65,7 @@ def _run(folder: Path, files: list[str], leave_out: tuple[str, ...], *, quiet: b
             stage = now.stage
             bar.update(task, description=now.stage, completed=now.done, total=now.files)
 
-        return demonstration.run(folder, files, leave_out=leave_out, show=show)
+        return demonstration.run(folder, files, show=show)
 
 
 def _tell(result: demonstration.Result) -> None:
@@ -91,7 +90,7 @@ def _tell(result: demonstration.Result) -> None:
         if report.imports:
             put("Imported most: " + ", ".join(f"{name} ({count:,})" for name, count in report.imports))
         if report.broken:
-            put(f"{len(report.broken):,} files cannot be parsed, which is a finding and not a failure:")
+            put(f"{len(report.broken):,} files cannot be read or parsed, which is a finding and not a failure:")
             for path, reason in report.broken[:BROKEN_TOLD]:
                 put(f"    {path}: {reason}")
     put("")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from orchestrator.demo_workflows import facts_of, report_of, source_files
+from orchestrator.demo import files_of, standard_library
+from orchestrator.demo_workflows import FILES_MAX, facts_of, report_of, source_files
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60
@@ -21,7 +24,7 @@ DEADLINE_S = 60
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve files: good, empty, broken, in a subfolder, and some that are not to be looked at."""
+    """Fourteen files: good, empty, broken, in a subfolder, and some that are not to be looked at."""
     code = tmp_path / "code"
     (code / "inner").mkdir(parents=True)
     (code / "site-packages").mkdir()
@@ -32,6 +35,11 @@ def folder(tmp_path):
     (code / "inner" / "empty.py").write_text("")
     (code / "broken.py").write_text("def (:\n")
     (code / "null.py").write_bytes(b"x = 1\0\n")
+    (code / "latin.py").write_bytes(b'# coding: latin-1\nx = "\xe9"\n')
+    (code / "no_utf8.py").write_bytes(b'x = "\xe9"\n')
+    (code / "dangling.py").symlink_to("nothing")
+    os.mkfifo(code / "pipe.py")
+    (code / "loop").symlink_to(".")
     (code / "notes.txt").write_text("not Python")
     (code / "site-packages" / "theirs.py").write_text("x = 1")
     return code
@@ -68,7 +76,7 @@ def test_nothing_is_lost_and_one_line_of_json_says_so(folder, temporary):
     assert out.count("\n") == 1
     result = json.loads(out)
     assert result.keys() == {"ok", "files", "lost", "executed_twice", "recovered_s", "workflow_id"}
-    assert (result["ok"], result["files"], result["lost"]) == (True, 12, 0)
+    assert (result["ok"], result["files"], result["lost"]) == (True, 14, 0)
     assert 0 < result["recovered_s"] < 15
     assert left_behind(temporary) == []
 
@@ -100,10 +108,29 @@ def test_a_folder_that_cannot_be_surveyed_is_one_sentence(folder, tmp_path, temp
 
 def test_a_broken_file_is_a_finding(folder):
     files = source_files(folder)
-    assert len(files) == 12
+    assert len(files) == 14
     report = report_of(facts_of(folder, path) for path in reversed(files))
-    assert [path for path, _ in report.broken] == ["broken.py", "null.py"]
+    assert [path for path, _ in report.broken] == ["broken.py", "no_utf8.py", "null.py"]
+    assert all(reason and "\n" not in reason for _, reason in report.broken)
+    assert facts_of(folder, "gone.py").broken == "No such file or directory"
     assert report.paths == tuple(files)
     assert report.functions == 2 * 45
     assert report.imports == (("json", 9), ("os", 9))
     assert report.longest == "good_8.py: f"
+
+
+def test_the_default_is_all_of_the_standard_library():
+    library = standard_library()
+    packages = [path for path in library.iterdir() if path.is_dir() and path.name not in {"site-packages", "dist-packages", "__pycache__"}]
+    all_of_it = [*library.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
+    assert files_of(library) == sorted(str(path.relative_to(library)) for path in all_of_it)
+    assert len(all_of_it) < FILES_MAX
+
+
+def test_parsing_leaves_warnings_and_the_collector_as_they_were(folder):
+    (folder / "warns.py").write_text("'\\d' is 1\n")
+    before = list(warnings.filters)
+    assert facts_of(folder, "warns.py").lines == 1
+    assert facts_of(folder, "broken.py").broken
+    assert gc.isenabled()
+    assert warnings.filters == before
