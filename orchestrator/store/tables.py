@@ -19,7 +19,8 @@ def comparable_on_sqlite(_item: object, name: str | None, kind: str, _reflected:
     return not (kind == "index" and name in DIRECTED)
 
 
-def _partial(name: str, *columns: Any, where: str, unique: bool = False) -> Index:  # noqa: ANN401 - names and SQL expressions
+def partial(name: str, *columns: Any, where: str, unique: bool = False) -> Index:  # noqa: ANN401 - names and SQL expressions
+    """An index over some of the rows."""
     return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
@@ -28,12 +29,12 @@ class RunTable(SQLModel, table=True):
 
     __tablename__ = "runs"
     __table_args__: ClassVar[Any] = (
-        _partial("runs_open", "workflow_id", where="status = 'running'", unique=True),
+        partial("runs_open", "workflow_id", where="status = 'running'", unique=True),
         Index("runs_by_workflow", "workflow_id", "started_at"),
-        _partial("runs_ready", "queue", text("priority DESC"), "ready_at", where="ready"),
-        _partial("runs_owned", "owner", where="owner IS NOT NULL"),
+        partial("runs_ready", "queue", text("priority DESC"), "ready_at", where="ready"),
+        partial("runs_owned", "owner", where="owner IS NOT NULL"),
         Index("runs_by_start", "started_at", "run_id"),
-        _partial("runs_stuck", "queue", where="turn_failures > 0"),
+        partial("runs_stuck", "queue", where="turn_failures > 0"),
         CLUSTERED,
     )
 
@@ -96,7 +97,7 @@ class InboxTable(SQLModel, table=True):
     __tablename__ = "inbox"
     __table_args__: ClassVar[Any] = (
         Index("inbox_by_run", "run_id", "id"),
-        _partial("inbox_once", "run_id", "dedup", where="dedup IS NOT NULL", unique=True),
+        partial("inbox_once", "run_id", "dedup", where="dedup IS NOT NULL", unique=True),
         {"sqlite_autoincrement": True},  # ids never come back: a consumed id must not name a new arrival
     )
 
@@ -112,10 +113,10 @@ class ActivityTable(SQLModel, table=True):
 
     __tablename__ = "activities"
     __table_args__: ClassVar[Any] = (
-        _partial("activities_queued", "queue", text("priority DESC"), "due_at", where="state = 'queued'"),
-        _partial("activities_due", "due_at", where="state = 'queued'"),
-        _partial("activities_deadline", "deadline_at", where="deadline_at IS NOT NULL"),
-        _partial("activities_worker", "worker", "run_id", "seq", where="worker IS NOT NULL"),
+        partial("activities_queued", "queue", text("priority DESC"), "due_at", where="state = 'queued'"),
+        partial("activities_due", "due_at", where="state = 'queued'"),
+        partial("activities_deadline", "deadline_at", where="deadline_at IS NOT NULL"),
+        partial("activities_worker", "worker", "run_id", "seq", where="worker IS NOT NULL"),
         CLUSTERED,
     )
 
@@ -196,7 +197,7 @@ class QueryTable(SQLModel, table=True):
 
     __tablename__ = "queries"
     __table_args__: ClassVar[Any] = (
-        _partial("queries_open", "queue", "asked_at", where="answered_at IS NULL"),
+        partial("queries_open", "queue", "asked_at", where="answered_at IS NULL"),
         CLUSTERED,
     )
 

@@ -19,3 +19,10 @@ CREATE VIEW pending_timers AS
 SELECT r.workflow_id, t.run_id, t.kind, t.seq, {time t.fire_at} AS fire_at
 FROM timers t JOIN runs r ON r.run_id = t.run_id
 WHERE t.kind <> 'ready';
+
+CREATE VIEW agent_status AS
+SELECT a.agent_id, a.type, a.kind, a.status, a.desired, a.registered, {time a.registered_at} AS registered_at, a.reason, a.node, a.pid,
+       {time v.last_heartbeat_at} AS last_heartbeat_at, v.current_work, v.metrics, v.resources, {time v.last_flush_at} AS last_flush_at,
+       {time v.last_summary_at} AS last_summary_at, v.flush_timeouts, v.flush_overdue, a.restarts,
+       {time a.drain_deadline_at} AS drain_deadline_at, {time a.started_at} AS started_at
+FROM agents a LEFT JOIN agent_vitals v ON v.agent_id = a.agent_id;

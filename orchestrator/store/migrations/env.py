@@ -6,7 +6,7 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
-from orchestrator.store import tables
+from orchestrator.store import fleet_tables, tables
 from orchestrator.store.transaction import render
 
 VIEWS = Path(__file__).parent.parent / "views.sql"
@@ -30,6 +30,7 @@ def migrate(connection: Connection) -> None:
 
 
 METADATA = SQLModel.metadata
-assert tables.RunTable.__tablename__ in METADATA.tables, "importing the tables declares them"
+for table in (tables.RunTable, fleet_tables.AgentTable):
+    assert table.__tablename__ in METADATA.tables, "importing the tables declares them"
 
 migrate(context.config.attributes["connection"])
