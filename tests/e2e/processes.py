@@ -1,4 +1,7 @@
-"""Real worker and beat processes on one broker and one database; law: whatever a site starts has ended when it closes."""
+"""Real worker and beat processes on one broker and one database; law: whatever a site starts has ended when it closes.
+
+A `Shop` runs the tasks of an existing Celery application, a `DoomedSite` workflows whose workers are to die.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
+from celery import Celery
 
 from orchestrator.client import Client
 from orchestrator.clock import SYSTEM
@@ -21,6 +25,8 @@ from orchestrator.servers import Valkey
 from orchestrator.settings import load
 from orchestrator.store import Store, control, workers
 from schemas.runs import DeadLetter, WorkerRow
+from tests.e2e import doomed
+from tests.laws import check_laws
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_MAX_S = 25.0
@@ -28,6 +34,7 @@ WAIT_MAX_S = 20.0
 BROKER_DATABASES = itertools.count(2)  # 0 and 1 belong to whoever else shares the server
 
 POOLS = {"fleet": ["-c", "4"], "threads": ["-P", "threads", "-c", "4"], "solo": ["-P", "solo"], "prefork": ["-P", "processes", "-c", "2"]}
+CLOCKS_S = 0.02  # how far a worker's idea of the database's clock may be off
 numbers = itertools.count(1)
 
 
@@ -94,7 +101,7 @@ class Worker(Program):
 class Site:
     """A database, a broker and the processes on them."""
 
-    pool = ""  # what a test module has chosen for its workers
+    include = ""  # what its processes import
 
     def __init__(self, folder: Path, database: str, broker: str, **settings: object) -> None:
         self.home, self.broker_url = folder, broker
@@ -103,7 +110,7 @@ class Site:
         values = {"home": folder, "database_url": database, "broker_url": broker, "default_queue": f"shop-{SYSTEM.fresh_id()[-8:]}"}
         quick = {"neighbours_s": 0.3, "poll_s": 0.5, "tick_s": 0.1, "heartbeat_flush_s": 0.1}
         self.settings = load({}, **{**values, **quick, **settings})
-        self.environment = {**os.environ, **self._variables({**values, **quick, **settings})}
+        self.environment = {**os.environ, **self._variables({"include": self.include, **values, **quick, **settings})}
         self.store = Store.open(database)
         self.store.upgrade()
         self.client = Client(settings=self.settings, store=self.store)
@@ -112,13 +119,24 @@ class Site:
     def _variables(self, values: dict[str, object]) -> dict[str, str]:
         return {f"ORCHESTRATOR_{name.upper()}": str(value) for name, value in values.items()}
 
-    def worker(self, pool: str = "fleet", *options: str, node: str = "", queues: str = "", wait: bool = True, **settings: object) -> Worker:
+    def worker(
+        self,
+        pool: str = "fleet",
+        *options: str,
+        node: str = "",
+        queues: str = "",
+        wait: bool = True,
+        doom: str = "",
+        **settings: object,
+    ) -> Worker:
+        """A worker process; with `doom`, one that exits at that crash point."""
         node = node or f"e{next(numbers)}-{os.getpid()}@test"
         argv = ["worker", "-n", node, "-Q", queues or f"{self.settings.default_queue},own,routed", "-l", "info"]
         argv += [*POOLS[pool], *options, "--without-mingle", "--without-gossip"]
-        worker = Worker(node, argv, {**self.environment, **self._variables(settings)}, self.home / f"{node}.log")
+        environment = {**self.environment, **self._variables(settings), "DOOM": doom}
+        worker = Worker(node, argv, environment, self.home / f"{node}.log")
         self.programs.append(worker)
-        if wait:
+        if wait and not doom:
             self.await_ready(worker)
         return worker
 
@@ -131,13 +149,6 @@ class Site:
         self.programs.append(beat)
         return beat
 
-    def start(self, task: str, *args: object, **options: object) -> WorkflowHandle[Any]:
-        """A run that calls one activity by name."""
-        return self.client.start_workflow("call", args=[task, list(args), options])
-
-    def call(self, task: str, *args: object, **options: object) -> Any:
-        return self.start(task, *args, **options).result(timeout=WAIT_MAX_S)
-
     def notes(self, *words: str) -> list[str]:
         """The lines that have all these words."""
         return [line for line in (self.home / "notes").read_text().splitlines() if all(word in line.split() for word in words)]
@@ -145,9 +156,6 @@ class Site:
     def await_note(self, *words: str, count: int = 1) -> list[str]:
         noted: list[str] = wait_until(lambda: len(self.notes(*words)) >= count and self.notes(*words), f"the note {words}")
         return noted
-
-    def open_gate(self, name: str) -> None:
-        (self.home / "gates" / name).touch()
 
     def workers(self) -> list[WorkerRow]:
         with self.store.transaction(readonly=True) as tx:
@@ -166,9 +174,46 @@ class Site:
         self.store.dispose()
 
 
+class Shop(Site):
+    """Workers of `tests.e2e.tasks_app`: plain Celery tasks that workflows call."""
+
+    pool = ""  # what a test module has chosen for its workers
+
+    def start(self, task: str, *args: object, **options: object) -> WorkflowHandle[Any]:
+        """A run that calls one activity by name."""
+        return self.client.start_workflow("call", args=[task, list(args), options])
+
+    def call(self, task: str, *args: object, **options: object) -> Any:
+        return self.start(task, *args, **options).result(timeout=WAIT_MAX_S)
+
+    def open_gate(self, name: str) -> None:
+        (self.home / "gates" / name).touch()
+
+
+class DoomedSite(Site):
+    """Workers of `tests.e2e.doomed`, some of which die; their traces are held against the laws."""
+
+    include = "tests.e2e.doomed"
+
+    def start(self, count: int, steps: int = 3) -> list[WorkflowHandle[Any]]:
+        return [self.client.start_workflow(doomed.everything, steps, id=f"w-{number}") for number in range(count)]
+
+    def counted(self, kind: str) -> list[tuple[str, ...]]:
+        """What activities wrote down, without their attempt."""
+        return [tuple(line.split()[:3]) for line in self.notes(kind)]
+
+    def judge(self) -> None:
+        check_laws(self.store, early_s=CLOCKS_S)
+        once = self.counted("once")
+        assert len(set(once)) == len(once), f"an activity that may run once ran twice: {once}"
+
+
+S = TypeVar("S", bound=Site)
+
+
 @contextmanager
-def site(folder: Path, database: str, broker: str, **settings: object) -> Iterator[Site]:
-    opened = Site(folder, database, broker, **settings)
+def site(kind: type[S], folder: Path, database: str, broker: str, **settings: object) -> Iterator[S]:
+    opened = kind(folder, database, broker, **settings)
     try:
         yield opened
     finally:
@@ -185,3 +230,12 @@ def broker_of(valkey: Valkey) -> str:
 def redis_of(url: str) -> redis.Redis:
     path, _, database = url.removeprefix("redis+socket://").partition("?virtual_host=")
     return redis.Redis(unix_socket_path=path, db=int(database))
+
+
+def answering(asker: Celery) -> set[str]:
+    """The nodes that answer a ping over a new connection; none while the broker that has just come back refuses the question."""
+    try:
+        with asker.connection_for_write() as line:
+            return {node for answer in asker.control.ping(timeout=1, connection=line) or () for node in answer}
+    except OSError:
+        return set()

@@ -12,8 +12,9 @@ import pytest
 from orchestrator.development_servers import Postgres, RabbitMQ
 from orchestrator.servers import Valkey
 from tests.e2e import doomed
-from tests.e2e.conftest import DoomedSite, Load
-from tests.e2e.processes import broker_of, redis_of, site, wait_until
+from tests.e2e.conftest import SHORT_LEASES
+from tests.e2e.load import Load
+from tests.e2e.processes import DoomedSite, broker_of, redis_of, site, wait_until
 
 RUNS = 60
 SIGNALS = 5
@@ -35,7 +36,7 @@ def own_postgres(open_home: Path) -> Iterator[Postgres]:
 
 @pytest.fixture
 def valkey_load(database_url: str, own_valkey: Valkey, tmp_path: Path) -> Iterator[Load]:
-    with site(tmp_path, database_url, own_valkey.url, lease_s=3.0, lease_beat_s=1.0, forgotten_s=0.3) as opened:
+    with site(DoomedSite, tmp_path, database_url, own_valkey.url, **SHORT_LEASES) as opened:
         yield Load(opened)
 
 
@@ -52,7 +53,7 @@ def test_a_worker_killed_under_load_loses_nothing_and_repeats_only_what_was_in_f
 
 @pytest.mark.slow
 def test_a_broker_wiped_under_load_loses_and_repeats_nothing(postgres_url: str, own_valkey: Valkey, tmp_path: Path):
-    with site(tmp_path, postgres_url, own_valkey.url, forgotten_s=0.3) as opened:
+    with site(DoomedSite, tmp_path, postgres_url, own_valkey.url, forgotten_s=0.3) as opened:
         load = Load(opened)
         load.start()
         own_valkey.flushall()
@@ -66,7 +67,7 @@ def test_a_broker_wiped_under_load_loses_and_repeats_nothing(postgres_url: str, 
 @pytest.mark.parametrize("name", ["own_valkey", "rabbitmq"])
 def test_a_broker_killed_and_restarted_under_load_loses_nothing(request: Any, sqlite_url: str, tmp_path: Path, name: str):
     broker: Valkey | RabbitMQ = request.getfixturevalue(name)
-    with site(tmp_path, sqlite_url, broker.url, forgotten_s=0.3) as opened:
+    with site(DoomedSite, tmp_path, sqlite_url, broker.url, forgotten_s=0.3) as opened:
         load = Load(opened)
         load.start()
         broker.kill()
@@ -79,7 +80,7 @@ def test_a_broker_killed_and_restarted_under_load_loses_nothing(request: Any, sq
 
 @pytest.mark.slow
 def test_a_postgresql_killed_and_restarted_under_load_loses_and_repeats_nothing(own_postgres: Postgres, valkey: Valkey, tmp_path: Path):
-    with site(tmp_path, own_postgres.url, broker_of(valkey), forgotten_s=0.3) as opened:
+    with site(DoomedSite, tmp_path, own_postgres.url, broker_of(valkey), forgotten_s=0.3) as opened:
         load = Load(opened)
         load.start()
         own_postgres.kill()
@@ -90,26 +91,25 @@ def test_a_postgresql_killed_and_restarted_under_load_loses_and_repeats_nothing(
 
 @pytest.mark.slow
 def test_killed_workers_a_killed_beat_and_a_wiped_broker_lose_nothing(chaos_site: DoomedSite):
-    site = chaos_site.site
     first, second = chaos_site.worker(), chaos_site.worker()
-    beat = site.beat()
+    beat = chaos_site.beat()
     handles = chaos_site.start(RUNS)
-    waiters = [site.client.start_workflow(doomed.Waiter.run, SIGNALS, id=f"waiter-{number}") for number in range(5)]
-    site.await_note("step", count=10)
+    waiters = [chaos_site.client.start_workflow(doomed.Waiter.run, SIGNALS, id=f"waiter-{number}") for number in range(5)]
+    chaos_site.await_note("step", count=10)
     first.kill()
-    redis_of(site.broker_url).flushdb()
+    redis_of(chaos_site.broker_url).flushdb()
     for waiter in waiters:
         for item in range(SIGNALS):
             waiter.signal(doomed.Waiter.put, item)
     beat.kill()
     third = chaos_site.worker()
-    site.beat()
+    chaos_site.beat()
     second.signal(signal.SIGSTOP)  # longer than its lease
-    redis_of(site.broker_url).flushdb()
+    redis_of(chaos_site.broker_url).flushdb()
     assert [waiter.result(timeout=60) for waiter in waiters] == [sum(range(SIGNALS)) + 1] * len(waiters)
     assert [handle.result(timeout=60) for handle in handles] == [5] * RUNS
     second.signal(signal.SIGCONT)
-    after = site.client.start_workflow(doomed.everything, 1, id="after")
+    after = chaos_site.client.start_workflow(doomed.everything, 1, id="after")
     assert after.result(timeout=30) == 3
     assert third.alive
     chaos_site.judge()

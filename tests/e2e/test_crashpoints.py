@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.conftest import DoomedSite
-from tests.e2e.processes import wait_until
+from tests.e2e.processes import DoomedSite, wait_until
 
 DOOMS = (
     "turns.commit:before_commit*2",
@@ -25,13 +24,12 @@ STEPS = 3
 
 @pytest.mark.parametrize("doom", DOOMS)
 def test_a_worker_that_dies_there_is_survived(doomed_site: DoomedSite, doom: str):
-    site = doomed_site.site
-    victim = doomed_site.worker(doom)
+    victim = doomed_site.worker(doom=doom)
     handles = doomed_site.start(RUNS, STEPS)
     wait_until(lambda: not victim.alive, f"the worker has died at {doom}\n{victim.text}", 40)
     assert victim.process.returncode == 137, victim.text
     doomed_site.worker()
-    site.beat()
+    doomed_site.beat()
     assert [handle.result(timeout=40) for handle in handles] == [STEPS + 2] * RUNS
     assert all(doomed_site.counted("step").count(("step", f"w-{run}", str(number))) >= 1 for run in range(RUNS) for number in range(STEPS))
     doomed_site.judge()

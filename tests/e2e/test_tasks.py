@@ -6,7 +6,7 @@ import pytest
 from celery import Celery
 
 from orchestrator.clock import SYSTEM
-from tests.e2e.processes import POOLS, WAIT_MAX_S, broker_of, site, wait_until
+from tests.e2e.processes import POOLS, WAIT_MAX_S, Shop, broker_of, site, wait_until
 
 NO_LIMITS = {"threads", "solo"}  # Celery's own pools of these kinds keep no time limits
 
@@ -14,7 +14,7 @@ NO_LIMITS = {"threads", "solo"}  # Celery's own pools of these kinds keep no tim
 @pytest.fixture(scope="module", params=POOLS)
 def shop(request, valkey, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    with site(folder, f"sqlite:///{folder / 'test.db'}", broker_of(valkey)) as opened:
+    with site(Shop, folder, f"sqlite:///{folder / 'test.db'}", broker_of(valkey)) as opened:
         opened.beat()
         opened.pool = request.param
         opened.worker(request.param)

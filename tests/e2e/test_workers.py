@@ -13,25 +13,10 @@ from orchestrator.clock import SYSTEM
 from orchestrator.dispatch import HEADER
 from orchestrator.store import activities
 from schemas.runs import ActivityKey
-from tests.e2e.processes import WAIT_MAX_S, broker_of, redis_of, site, wait_until
+from tests.e2e.processes import WAIT_MAX_S, redis_of, wait_until
 from workers.steps import SHARE_INTERVAL_S
 
 TAKE_OVER_MAX_S = 4.0  # of a process that is gone for sure; most of it is a busy machine starting another
-
-
-@pytest.fixture
-def shop(valkey, tmp_path):
-    with site(tmp_path, f"sqlite:///{tmp_path / 'test.db'}", broker_of(valkey)) as opened:
-        yield opened
-
-
-@pytest.fixture(params=["sqlite-valkey", "postgresql-rabbitmq"])
-def any_shop(request, tmp_path):
-    database, broker = request.param.split("-")
-    url = request.getfixturevalue("sqlite_url" if database == "sqlite" else "postgres_url")
-    server = request.getfixturevalue(broker)
-    with site(tmp_path, url, broker_of(server) if broker == "valkey" else server.url) as opened:
-        yield opened
 
 
 def sender(shop):
