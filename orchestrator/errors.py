@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schemas.messages import ErrorCode
+from schemas.codes import ErrorCode
 
 
 class OrchestratorError(Exception):

@@ -1,6 +1,7 @@
 """Settings from the environment into one frozen snapshot; law: nobody else reads the environment.
 
 `ORCHESTRATOR_DATABASE_URL`, `ORCHESTRATOR_BROKER_URL` and so on, one per field of `schemas.settings.Settings`; a misspelt name is an error.
+Lists are separated by commas, lists of paths as in PATH.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ import difflib
 import os
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from orchestrator.errors import SettingsError
 from orchestrator.servers import valkey_url
-from schemas.settings import Settings
+from schemas.settings import Settings, masked
 
 PREFIX = "ORCHESTRATOR_"
+OTHER_NAMES: Mapping[str, str] = {"MANAGER_TOKEN": "manager_token", "DRAIN_TIMEOUT_SECONDS": "drain_override_s"}
+"""Variables that agents of other systems know already; ours win over them."""
+
+_TUPLES = {name for name, field in Settings.model_fields.items() if isinstance(field.default, tuple)}
+_PATHS = {"config", "package_folders"}
 
 
 @lru_cache(maxsize=1)
@@ -27,29 +32,29 @@ def current() -> Settings:
     return load(os.environ)
 
 
-def load(environment: Mapping[str, str], **given: Any) -> Settings:  # noqa: ANN401 - pydantic validates them
+def load(environment: Mapping[str, str], /, **given: Any) -> Settings:  # noqa: ANN401 - pydantic validates them
     """Settings from `environment`; `given` values win. Raises SettingsError that names the variable."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {name: environment[key] for key, name in OTHER_NAMES.items() if environment.get(key)}
     for key, text in environment.items():
         if key.startswith(PREFIX):
-            values[_field(key)] = _split(key, text)
+            name = _field(key)
+            values[name] = _split(name, text) if name in _TUPLES else text
     values.update({key: value for key, value in given.items() if value is not None})
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        message = f"setting {name} ({PREFIX}{name.upper()}) is not valid: {first['msg']} (got {first['input']!r})"
-        raise SettingsError(message) from None
+        raise SettingsError(_sentence(error, environment)) from None
     return _with_urls(settings)
 
 
 def environment(settings: Settings) -> dict[str, str]:
     """The environment for a child process: ours, and in it what makes the child load these very settings."""
-    inherited = {key: text for key, text in os.environ.items() if not key.startswith(PREFIX)}
-    chosen = settings.model_copy(update={"home": settings.home.absolute()}).model_dump(exclude_defaults=True)
-    texts = {key: ",".join(value) if isinstance(value, tuple) else str(value) for key, value in chosen.items()}
-    return inherited | {f"{PREFIX}{key.upper()}": text for key, text in texts.items()}
+    inherited = {key: text for key, text in os.environ.items() if not key.startswith(PREFIX) and key not in OTHER_NAMES}
+    absolute = {"home": settings.home.absolute(), **{name: tuple(p.absolute() for p in getattr(settings, name)) for name in _PATHS}}
+    chosen = settings.model_copy(update=absolute)
+    # Also what was set to its default: a configuration file may say something else.
+    texts = {name: _text(name, getattr(chosen, name)) for name in chosen.model_fields_set if getattr(chosen, name) is not None}
+    return inherited | {f"{PREFIX}{name.upper()}": text for name, text in texts.items()}
 
 
 def embedded_broker(settings: Settings) -> bool:
@@ -82,7 +87,27 @@ def _field(key: str) -> str:
     return name
 
 
-def _split(key: str, text: str) -> str | tuple[str, ...] | Path:
-    if _field(key) == "include":
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    return text
+def _split(name: str, text: str) -> tuple[str, ...]:
+    parts = text.split(os.pathsep if name in _PATHS else ",")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return (os.pathsep if name in _PATHS else ",").join(map(str, value))
+    return str(value)
+
+
+def _sentence(error: ValidationError, environment: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    if not first["loc"]:
+        return f"the settings contradict each other: {first['msg'].removeprefix('Value error, ')}"
+    name = str(first["loc"][0])
+    variable = f"{PREFIX}{name.upper()}"
+    variable = next(
+        (key for key, field in OTHER_NAMES.items() if field == name and key in environment and variable not in environment), variable
+    )
+    got = "" if isinstance(Settings.model_fields[name].default, SecretStr) else f" (got {masked(first['input'])!r})"
+    return f"setting {name} ({variable}) is not valid: {first['msg']}{got}"
