@@ -119,6 +119,7 @@ class Agent:
     health: Health = Health.UNKNOWN
     reason: str = ""  # why it stands where it stands
     node: str = ""  # Celery node name of the worker that hosts it
+    keeper: str = ""  # node name of the agent host that started its process, and sees it end
     pid: int | None = None
     pid_started_at: float | None = None
     service_url: str = ""

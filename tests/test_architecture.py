@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.starting",
         "orchestrator.waiting",
         "orchestrator.fleet",
+        "orchestrator.reports",
         "orchestrator.discovery",
         "orchestrator.configuration",
         "orchestrator.ingest",

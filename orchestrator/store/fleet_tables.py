@@ -30,6 +30,7 @@ class AgentTable(SQLModel, table=True):
     created_at: float = Field(sa_type=Float(53))
     reason: str = Field(sa_type=Text)
     node: str = Field(sa_type=Text)
+    keeper: str = Field(sa_type=Text)
     pid: int | None = Field(sa_type=Integer)
     pid_started_at: float | None = Field(sa_type=Float(53))
     service_url: str = Field(sa_type=Text)

@@ -52,6 +52,7 @@ def _create_agents() -> None:
         sa.Column("created_at", sa.Float(precision=53), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("node", sa.Text(), nullable=False),
+        sa.Column("keeper", sa.Text(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=True),
         sa.Column("pid_started_at", sa.Float(precision=53), nullable=True),
         sa.Column("service_url", sa.Text(), nullable=False),
