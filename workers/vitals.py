@@ -40,6 +40,14 @@ def process_lives(row: WorkerRow) -> bool:
         return True  # it is there, and somebody else's: not provably gone
 
 
+def process_started_at(pid: int) -> float | None:
+    """When a process of this host began, by the kernel; with it a number names one process for ever. None if there is none."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
 @lru_cache(maxsize=1)
 def boot_id() -> str:
     """This boot of this machine, and this container: process numbers mean nothing outside."""

@@ -1,0 +1,77 @@
+"""What is started for an agent, and in which environment; law: an argument list that no shell sees, and no secret that is not meant for it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from orchestrator.errors import FleetError
+from orchestrator.settings import environment
+from schemas.agents import AgentKind, AgentSpec
+from schemas.messages import ErrorCode
+from schemas.settings import Settings
+
+SECRET = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE_?KEY|API_?KEY|ACCESS_?KEY|DATABASE_URL|_DSN$", re.IGNORECASE)
+"""Names of variables that agents do not get."""
+OURS = "ORCHESTRATOR_"
+"""How our own settings begin; among them are URLs with passwords."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One process to be."""
+
+    agent_id: str
+    kind: AgentKind
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: Path | None = None
+
+
+def launch_of(spec: AgentSpec, settings: Settings, *, extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> Launch:
+    """What to start for this agent; `extra` variables win. Raises FleetError if there is nothing to start."""
+    return Launch(spec.id, spec.kind, _argv(spec), _environment(spec, settings) | dict(extra or {}), cwd)
+
+
+def _argv(spec: AgentSpec) -> tuple[str, ...]:
+    if spec.kind is AgentKind.NATIVE:
+        return (sys.executable, "-m", "orchestrator", "agent", "run", spec.type, "--id", spec.id)
+    if spec.executable:
+        program = sys.executable if spec.executable in {"python", "python3"} else spec.executable
+        return (program, *spec.args)
+    if spec.entry_point:
+        return (sys.executable, spec.entry_point, *spec.args)
+    raise FleetError(
+        f"agent {spec.id!r} has neither an executable nor an entry point, so it cannot be started", code=ErrorCode.START_FAILED
+    )
+
+
+def _environment(spec: AgentSpec, settings: Settings) -> dict[str, str]:
+    inherited = environment(settings)
+    native = spec.kind is AgentKind.NATIVE  # it is one of our workers, and loads these settings
+    known = {name: text for name, text in inherited.items() if (native and name.startswith(OURS)) or not _hidden(name)}
+    # A child needs no broker; what it is told about it is for compatibility, and not worth a password.
+    broker_url = _without_password(settings.broker_url) if spec.kind is AgentKind.CHILD else settings.broker_url
+    return known | {
+        "AGENT_ID": spec.id,
+        "AGENT_TYPE": spec.type,
+        "AGENT_NAME": spec.title,
+        "AGENT_VERSION": spec.version,
+        "BROKER_URL": broker_url,
+        "NATS_URL": broker_url,
+    }
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(OURS) or SECRET.search(name) is not None
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.netloc.rpartition('@')[2]}"))
