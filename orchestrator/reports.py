@@ -83,6 +83,14 @@ class Reports:
         """Send what is to be sent and close what was opened here."""
         self._connection.close()
 
+    def look(self, ask: Callable[[Transaction], T]) -> T:
+        """What `ask` finds in the store."""
+        return self._connection.read(ask)
+
+    def find(self, agent_id: str) -> Agent | None:
+        """One agent, if there is one."""
+        return self.look(lambda tx: agents.get(tx, agent_id))
+
     # --- what hosts report ---------------------------------------------------------------------------------------------------------
 
     def ready(self, spec: AgentSpec, *, node: str, pid: int, pid_started_at: float, capabilities: Mapping[str, Any]) -> Agent:
@@ -208,6 +216,17 @@ class Reports:
 
         return self._write(act)
 
+    def replacing(self, agent_id: str) -> Agent | None:
+        """A drained agent is about to become its own successor; None: it is not to be restarted any more."""
+
+        def act(tx: Transaction) -> Agent | None:
+            agent = agents.get(tx, agent_id, lock=True)
+            if agent is None or agent.status is not AgentStatus.STOPPING or agent.meta.get("then") != News.RESTART:
+                return None
+            return agents.change(tx, agent, Trigger.RESTARTED, Update(reason="restarted", meta={"restarting": True}))
+
+        return self._write(act)
+
     def start_failed(self, agent_id: str, reason: str) -> None:
         """It could not be started, or was not ready in time."""
 
@@ -281,6 +300,10 @@ class Reports:
     def _exited(self, tx: Transaction, agent: Agent, code: int | None, reason: str) -> Agent:
         well = code == 0 or bool(agent.meta.get("ending"))
         meta = {"exit_code": code, "terminated_at": utc(self._clock.now()).isoformat(), "forced": bool(agent.meta.get("forced"))}
+        if agent.status is AgentStatus.STARTING and agent.meta.get("restarting") and code == 0:
+            agents.note(tx, agent.id, "exited", meta=meta)  # it makes room for its successor
+            self._tell(tx, agent.id, Told(News.GONE))
+            return agent
         restarting = agent.status is AgentStatus.STOPPING and agent.meta.get("then") == News.RESTART
         if restarting and ((well and code in {0, None}) or agent.meta.get("forced")):
             # It makes room for its successor: still draining, for whoever looks, until that is being started.
@@ -291,7 +314,8 @@ class Reports:
         if trigger is None:
             agents.note(tx, agent.id, "exited", reason=reason, meta=meta)
             return agent
-        gone = Update(reason=reason or trigger.value, meta=meta, registered=False, node="", keeper="", pid=0)
+        why = Trigger.RESTART_FAILED if agent.meta.get("restarting") else trigger
+        gone = Update(reason=reason or why.value, meta=meta, registered=False, node="", keeper="", pid=0)
         changed = agents.change(tx, agent, trigger, gone)
         self._tell(tx, agent.id, Told(News.GONE if changed.status is AgentStatus.STOPPED else News.CRASHED))
         return changed

@@ -100,6 +100,7 @@ PLAN: dict[Phase, dict[News, tuple[Phase, tuple[Act, ...]]]] = {
         N.READY: (P.IDLE, ()),
         N.STOP: (P.DRAINING, (A.DRAIN,)),
         N.RESTART: (P.DRAINING, (A.DRAIN,)),
+        N.GONE: (P.STARTING, (A.SPAWN,)),  # it made room for its successor
         N.REFUSED: (P.IDLE, ()),
         N.LATE: (P.BACKOFF, (A.KILL, A.FAIL_START)),
     },
@@ -108,7 +109,6 @@ PLAN: dict[Phase, dict[News, tuple[Phase, tuple[Act, ...]]]] = {
         N.LATE: (P.ENDING, (A.END_BY_FORCE,)),
     },
     P.ENDING: {
-        N.READY: (P.IDLE, ()),  # it replaced itself
         N.LATE: (P.KILLING, (A.KILL,)),
     },
     P.KILLING: {
@@ -143,17 +143,15 @@ def step(state: Supervised, tidings: Tidings, *, now: float, limits: Limits) -> 
         judged, _ = _crashed(state, now=now, limits=limits)
         return judged, acts
     if acts == (A.END,) and state.then is N.RESTART:
-        acts = (A.REPLACE,)
+        phase, acts = P.STARTING, (A.REPLACE,)
     if A.GIVE_UP in acts:
         return _ended(state, acts, now=now, limits=limits)
     return _entered(state, phase, now=now, limits=limits), acts
 
 
 def _gone(state: Supervised, news: News, *, now: float, limits: Limits) -> tuple[Supervised, tuple[Act, ...]]:
-    if news is N.CRASHED and state.then is N.RESTART and state.phase is P.ENDING:
-        return _entered(state, P.IDLE, now=now, limits=limits), ()  # it could not replace itself: its operator must look
     if news is N.CRASHED and state.then is N.RESTART:
-        return _crashed(state, now=now, limits=limits)
+        return _crashed(state, now=now, limits=limits)  # it was to come back, and it does, a little later
     return _ended(state, (), now=now, limits=limits)
 
 
@@ -174,6 +172,4 @@ def _crashed(state: Supervised, *, now: float, limits: Limits) -> tuple[Supervis
 
 def _entered(state: Supervised, phase: Phase, *, now: float, limits: Limits) -> Supervised:
     longest_s = {P.STARTING: limits.start_s, P.DRAINING: state.drain_s, P.ENDING: limits.grace_s, P.KILLING: limits.grace_s}.get(phase)
-    if phase is P.ENDING and state.then is N.RESTART:
-        longest_s = limits.start_s  # it may be replacing itself
     return replace(state, phase=phase, deadline_at=None if longest_s is None else now + longest_s)

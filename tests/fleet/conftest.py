@@ -66,11 +66,11 @@ def told(fleet: Fleet, store: Store):
             events = [event for (event,) in tx.run("SELECT event FROM inbox WHERE run_id = :run_id ORDER BY id", run_id=found[0])]
         converter = fleet.converter
         signals = [documents.arrival(event) for event in events]
-        found_news: list[Told] = []
-        for signal in signals:
-            if isinstance(signal, SignalReceived):
-                found_news.append(converter.decode(signal.args[0], Told, what="news"))  # type: ignore[arg-type] # decode says object
-        return found_news
+        return [
+            converter.decode(signal.args[0], Told, what="news")  # type: ignore[misc] # decode says object
+            for signal in signals
+            if isinstance(signal, SignalReceived)
+        ]
 
     return look
 
