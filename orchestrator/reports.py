@@ -120,9 +120,10 @@ class Reports:
 
         def act(tx: Transaction) -> Agent:
             agent = agents.need(tx, agent_id, lock=True)
-            agents.place(tx, agent_id, keeper=keeper, node=node, pid=pid, pid_started_at=pid_started_at)
+            at = agent.node or node  # it may have said itself that it is ready, before us
+            agents.place(tx, agent_id, keeper=keeper, node=at, pid=pid, pid_started_at=pid_started_at)
             agents.note(tx, agent_id, "launched", meta={"pid": pid, "keeper": keeper})
-            return replace(agent, keeper=keeper, node=node, pid=pid, pid_started_at=pid_started_at)
+            return replace(agent, keeper=keeper, node=at, pid=pid, pid_started_at=pid_started_at)
 
         return self._write(act)
 

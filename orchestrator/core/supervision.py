@@ -133,7 +133,7 @@ def step(state: Supervised, tidings: Tidings, *, now: float, limits: Limits) -> 
         state = replace(state, then=news, drain_s=tidings.drain_s, forget=tidings.forget)
     if news in (N.GONE, N.CRASHED) and state.phase in GONE_IN:
         return _gone(state, news, now=now, limits=limits)
-    if news is N.CRASHED:
+    if news is N.CRASHED and state.phase is not P.BACKOFF:
         return _crashed(state, now=now, limits=limits)
     found = PLAN[state.phase].get(news)
     if found is None:
