@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -21,11 +22,13 @@ from celery import Celery
 from celery.beat import Scheduler, SchedulingError
 from kombu.exceptions import OperationalError
 
+from beat.fleet import Pulse
 from beat.ticks import Rounds
 from orchestrator.celery import check_or_refuse, orchestrator_of
 from orchestrator.clock import utc
 from orchestrator.crashpoints import crashpoint
 from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
+from orchestrator.fleet import Fleet
 from orchestrator.store import Transaction, control
 
 log = logging.getLogger("beat.scheduler")
@@ -127,6 +130,12 @@ class StoreScheduler(Scheduler):
         return Rounds(self._ours.store, self._ours.broker, self._ours.settings, clock=self._clock)
 
     @cached_property
+    def _pulse(self) -> Pulse:
+        ours = self._ours
+        fleet = Fleet(ours.settings, store=ours.store, bell=ours.broker, clock=self._clock)
+        return Pulse(fleet, ours.settings, broadcast=self._broadcast, clock=self._clock)
+
+    @cached_property
     def _away(self) -> tuple[type[Exception], ...]:
         """What is raised when the broker cannot be reached."""
         connection: Any = self.app.connection_for_write()  # the stub forgets what its errors are
@@ -144,6 +153,8 @@ class StoreScheduler(Scheduler):
                 self._take_over(tx)
         if held != self._active:
             log.info("this beat is active" if held else "another beat is active, this one is ready to take over")
+        if not held:
+            self._pulse.stand_by()
         self._active = held
         self._renew_at = now + self._ours.settings.beat_lease_s / 3
         return held
@@ -181,7 +192,21 @@ class StoreScheduler(Scheduler):
         delay = wait if wait > 0 else float(super().tick() or 0.0)
         if not self._active:
             return 0.0  # somebody else has fired an entry: look again who is active
-        return max(0.0, min(delay, self._rounds.go()))
+        return max(0.0, min(delay, self._rounds.go(), self._see_to_agents()))
+
+    def _see_to_agents(self) -> float:
+        try:
+            return self._pulse.go()
+        except self._away as error:
+            self._complain(
+                "agents", "beat cannot reach the broker, agents are asked again when it is back: %s: %s", type(error).__name__, error
+            )
+            self._disconnect()
+            return RETRY_S
+
+    def _broadcast(self, command: str, arguments: Mapping[str, Any]) -> None:
+        self.app.control.broadcast(command, arguments=dict(arguments), connection=self._connected())
+        self._complained.discard("agents")
 
     def _still_ours(self, name: str) -> bool:
         """Is the lease ours, and has nobody fired the entry since we looked?"""
@@ -206,12 +231,15 @@ class StoreScheduler(Scheduler):
 
     def _postpone(self, entry: Any, error: BaseException) -> None:  # noqa: ANN401 - see apply_entry
         self._complain("broker", "beat cannot reach the broker, entries wait until it is back: %s: %s", type(error).__name__, error)
-        connection = self.__dict__.pop("connection", None)
-        if connection is not None:
-            connection.release()
+        self._disconnect()
         self.schedule[entry.name] = entry  # as if Celery had not advanced it
         self._heap = None
         self._send_again_at = self._clock.monotonic() + RETRY_S
+
+    def _disconnect(self) -> None:
+        connection = self.__dict__.pop("connection", None)
+        if connection is not None:
+            connection.release()
 
     def _connected(self) -> Any:  # noqa: ANN401 - kombu's connection; its types are not ours to name
         return self.connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_MAX_S)

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from orchestrator import settings as settings_module
 from orchestrator.clock import SYSTEM, Clock, utc
 from orchestrator.connection import Connection
-from orchestrator.core import machines
+from orchestrator.core import machines, patience
 from orchestrator.core.machines import Trigger
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.core.supervision import News, Tidings
@@ -166,9 +166,9 @@ class Reports:
         """These agents were asked for their summaries, and owe them from now on."""
         self._write(lambda tx: vitals.flush_asked(tx, agent_ids))
 
-    def rhythms(self) -> list[vitals.Rhythm]:
-        """The agents that want heartbeats and flushes from beat, with when they had them last."""
-        return self._connection.read(vitals.rhythms)
+    def rhythms(self) -> tuple[list[vitals.Rhythm], float]:
+        """The agents that want heartbeats and flushes from beat, with when they had them last; and the time of the database."""
+        return self._connection.read(lambda tx: (vitals.rhythms(tx), tx.now()))
 
     def add_summary(
         self, agent_id: str, document: str, *, start: float | None = None, end: float | None = None, count: int | None = None
@@ -184,16 +184,18 @@ class Reports:
 
     # --- what beat looks for -------------------------------------------------------------------------------------------------------
 
+    def recover(self) -> int:
+        """Report the agents whose worker is gone; return how many."""
+        if not self._connection.read(lambda tx: agents.abandoned(tx, limit=1)):
+            return 0
+        return self._write_and_ring(self._abandoned)
+
     def monitor(self, *, beat_up_s: float) -> int:
-        """Unregister the quiet, call the silent inactive, report the abandoned; return how many changed.
+        """Unregister the quiet, call the silent inactive, note the summaries that are owed; return how many changed.
 
         `beat_up_s`: for how long beat has been up. Nobody is called silent for a silence in which nobody asked.
         """
-
-        def act(tx: Transaction) -> int:
-            return self._abandoned(tx) + self._silent(tx, beat_up_s) + self._overdue(tx)
-
-        return self._write_and_ring(act)
+        return self._write_and_ring(lambda tx: self._silent(tx, beat_up_s) + self._overdue(tx))
 
     def prune(self) -> int:
         """Forget heartbeats, and commands, that are older than the settings say; return how many."""
@@ -328,18 +330,18 @@ class Reports:
         return len(found)
 
     def _silent(self, tx: Transaction, beat_up_s: float) -> int:
-        ttl_s, timeout_s = self.settings.registry_ttl_s, self.settings.heartbeat_timeout_s
         count = 0
-        quiet = agents.silent(tx, silent_s=min(ttl_s, timeout_s), limit=BATCH_MAX)
+        shortest_s = min(self.settings.registry_ttl_s, self.settings.heartbeat_timeout_s)
+        quiet = agents.silent(tx, silent_s=shortest_s, limit=BATCH_MAX)
         now = tx.now()
         for agent in agents.get_many(tx, [agent.id for agent in quiet], lock=True):
             heard_at = agent.last_heartbeat_at or agent.registered_at or agent.created_at
-            patience_s = max(timeout_s, 2 * agent.spec.heartbeat_interval_s)
-            if now - heard_at >= patience_s and beat_up_s >= patience_s and Trigger.SILENT in machines.AGENT[agent.status]:
+            silent_s, timeout_s = now - heard_at, patience.heartbeat_timeout_s(agent.spec, self.settings)
+            if silent_s >= timeout_s and beat_up_s >= timeout_s and Trigger.SILENT in machines.AGENT[agent.status]:
                 meta = {"last_seen": utc(heard_at).isoformat()}
                 agents.change(tx, agent, Trigger.SILENT, Update(reason="no heartbeat", meta=meta, registered=False))
                 count += 1
-            elif now - heard_at >= max(ttl_s, 2 * agent.spec.heartbeat_interval_s) and agent.status is not AgentStatus.STOPPING:
+            elif silent_s >= patience.registry_ttl_s(agent.spec, self.settings) and agent.status is not AgentStatus.STOPPING:
                 count += len(agents.unregister(tx, [agent.id]))
         return count
 

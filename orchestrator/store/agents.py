@@ -62,7 +62,8 @@ SELECT id, agent_id, at, trigger, before, after, reason, meta, trace_id FROM age
 _SPEC = "UPDATE agents SET spec = :spec, type = :type, kind = :kind, version = version + 1 WHERE agent_id = :agent_id"
 _SILENT = f"""
 SELECT {_COLUMNS} {_FROM}
-WHERE a.registered AND coalesce(v.last_heartbeat_at, a.registered_at, a.created_at) <= {{now}} - :silent_s ORDER BY a.agent_id LIMIT :limit
+WHERE (a.registered OR a.status IN ('starting', 'running', 'paused'))
+  AND coalesce(v.last_heartbeat_at, a.registered_at, a.created_at) <= {{now}} - :silent_s ORDER BY a.agent_id LIMIT :limit
 """
 _ABANDONED = f"""
 SELECT {_COLUMNS} {_FROM}
@@ -227,7 +228,7 @@ def remove(tx: Transaction, agent_id: str) -> None:
 
 
 def silent(tx: Transaction, *, silent_s: float, limit: int) -> list[Agent]:
-    """Registered agents that were last heard of at least that long ago."""
+    """Agents that should be heard of and were not for that long."""
     return [_agent(row) for row in tx.run(_SILENT, silent_s=silent_s, limit=limit)]
 
 

@@ -57,7 +57,7 @@ WHERE NOT flush_overdue AND last_flush_at <= {now} - :timeout_s AND (last_summar
 RETURNING agent_id
 """
 _DUE = """
-SELECT a.agent_id, a.kind, a.spec, v.last_heartbeat_at, v.last_flush_at FROM agents a LEFT JOIN agent_vitals v ON v.agent_id = a.agent_id
+SELECT a.agent_id, a.spec, v.last_heartbeat_at, v.last_flush_at, coalesce(a.started_at, a.created_at) FROM agents a LEFT JOIN agent_vitals v ON v.agent_id = a.agent_id
 WHERE a.status IN ('running', 'paused') AND a.node <> '' ORDER BY a.agent_id
 """
 _ADD_COMMAND = """
@@ -83,10 +83,10 @@ class Rhythm:
     """An agent that beat must see to, with when it was last seen to."""
 
     agent_id: str
-    kind: str
     spec: str  # JSON of an AgentSpec
     last_heartbeat_at: float | None
     last_flush_at: float | None
+    since: float  # when it was started
 
 
 def record_heartbeats(tx: Transaction, beats: Sequence[Heartbeat]) -> list[str]:

@@ -66,7 +66,7 @@ def test_a_draining_agent_is_listed_however_silent_it_is(fleet, running, store):
 
 
 def test_an_agent_whose_worker_is_gone_has_crashed(fleet, running):
-    assert fleet.monitor(beat_up_s=0) == 1
+    assert fleet.recover() == 1
     assert (fleet.get("a-1").status, fleet.get("a-1").reason) == (S.ERROR, "its worker is gone")
 
 
