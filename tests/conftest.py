@@ -23,6 +23,9 @@ from sqlmodel import SQLModel
 from orchestrator.development_servers import Postgres, RabbitMQ
 from orchestrator.servers import Valkey, ask_tcp
 from orchestrator.store import Store
+from tests.reqs import pytest_addoption, pytest_collection_finish, pytest_collection_modifyitems
+
+__all__ = ["pytest_addoption", "pytest_collection_finish", "pytest_collection_modifyitems"]  # hooks that pytest finds here
 
 RUNNING_POSTGRES_URL = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 RUNNING_RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
