@@ -43,6 +43,7 @@ def test_importing_the_package_is_light():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.req("DC-03")
 def test_the_package_is_an_application_for_celery(tmp_path):
     report = celery("report", cwd=tmp_path)
     assert report.returncode == 0, report.stderr

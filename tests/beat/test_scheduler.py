@@ -31,6 +31,7 @@ def entries(beat: StoreScheduler) -> dict[str, tuple[float | None, int]]:
         return control.load_beat_entries(tx)
 
 
+@pytest.mark.req("DC-34")
 def test_of_two_beats_one_acts(make_beat, clock, queue):
     one, two = make_beat(), make_beat()
     for _ in range(101):
@@ -122,6 +123,7 @@ def test_an_entry_taken_out_of_the_schedule_is_forgotten(make_beat, clock, queue
     assert set(entries(beat)) == {"new"}
 
 
+@pytest.mark.req("DC-34")
 def test_a_day_forward_fires_each_entry_once(make_beat, clock, queue):
     beat = make_beat()
     run(beat)

@@ -79,6 +79,7 @@ def test_no_argument_is_not_none(client, hand):
     assert first(hand, "starting_any")[0].args == (None,)
 
 
+@pytest.mark.req("DC-28")
 def test_an_id_that_runs_is_refused_used_or_replaced_as_asked(client):
     one = client.start_workflow(starting_tick, id="x")
     with pytest.raises(WorkflowAlreadyStarted, match="running already") as refused:

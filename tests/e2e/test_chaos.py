@@ -41,6 +41,7 @@ def valkey_load(database_url: str, own_valkey: Valkey, tmp_path: Path) -> Iterat
 
 
 @pytest.mark.slow
+@pytest.mark.req("DC-24")
 def test_a_worker_killed_under_load_loses_nothing_and_repeats_only_what_was_in_flight(valkey_load: Load):
     load = valkey_load
     load.start()

@@ -66,6 +66,7 @@ def client(settings: Settings) -> Iterator[Client]:
         yield opened
 
 
+@pytest.mark.req("DC-31")
 def test_a_workflow_runs_on_an_embedded_worker(celery_worker: Any, client: Client):
     handles = [client.start_workflow(total, list(range(number)), id=f"sum-{number}") for number in range(5)]
     assert [handle.result(timeout=WAIT_MAX_S) for handle in handles] == [0, 0, 2, 6, 12]

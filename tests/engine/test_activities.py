@@ -55,6 +55,8 @@ def test_typed_arguments_and_results_reach_sync_and_async_activities(house: Hous
     assert receipt == Receipt(Order(id=UUID(int=7), total=20), paid=True)
 
 
+@pytest.mark.req("DC-25")
+@pytest.mark.req("DC-23")
 def test_a_failing_activity_is_tried_again_until_it_succeeds_and_history_shows_it_once(house: House) -> None:
     attempts: list[int] = []
 
@@ -81,6 +83,7 @@ def test_a_failing_activity_is_tried_again_until_it_succeeds_and_history_shows_i
     "policy",
     [workflow.RetryPolicy(maximum_attempts=2, initial_interval=0.01), workflow.RetryPolicy(non_retryable_error_types=("OSError",))],
 )
+@pytest.mark.req("DC-25")
 def test_retries_end_where_the_policy_says_and_the_cause_is_kept(house: House, policy: workflow.RetryPolicy) -> None:
     seen: list[ActivityError] = []
 
@@ -128,6 +131,7 @@ def test_an_application_error_can_forbid_retries_and_choose_the_next_delay(house
     assert len(attempts) == 2
 
 
+@pytest.mark.req("DC-25")
 def test_start_to_close_ends_an_attempt_and_the_next_one_may_succeed(house: House) -> None:
     stuck = threading.Event()
     attempts: list[int] = []
@@ -183,6 +187,7 @@ def test_schedule_to_start_ends_the_wait_for_a_worker(house: House) -> None:
     assert _timeout_of(house, schedule_to_start_timeout=timedelta(milliseconds=100), queue="nobody") == ("schedule_to_start", "timeout")
 
 
+@pytest.mark.req("DC-25")
 def test_silence_beyond_the_heartbeat_timeout_ends_an_attempt_and_details_reach_the_next_one(house: House) -> None:
     silent = threading.Event()
     found: list[tuple[object, ...]] = []

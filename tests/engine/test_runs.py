@@ -44,6 +44,7 @@ class Approval:
         return len(self.votes)
 
 
+@pytest.mark.req("DC-27")
 def test_signals_arrive_in_order_and_queries_see_them_also_after_the_end(house: House) -> None:
     house.worker()
     handle = house.client.start_workflow(Approval.run, 3, start_signal="vote", start_signal_args=["first"])
@@ -76,6 +77,7 @@ def test_a_timer_fires_on_its_own_and_never_early(house: House) -> None:
     assert 0.15 <= house.run(nap, 0.15) < WAIT_MAX_S
 
 
+@pytest.mark.req("DC-26")
 def test_a_timer_fires_through_beat_when_the_worker_that_set_it_is_gone(house: House) -> None:
     @workflow.defn
     async def nap() -> str:
@@ -143,6 +145,7 @@ def test_a_run_timeout_closes_the_run_without_its_code(house: House) -> None:
     assert caught.value.status == "timed_out"
 
 
+@pytest.mark.req("DC-27")
 def test_terminate_ends_a_run_at_once_and_its_late_results_change_nothing(house: House) -> None:
     begun, release = threading.Event(), threading.Event()
 
@@ -179,6 +182,7 @@ def _stuck(house: House, handle: Any) -> RunDescription:
     return description
 
 
+@pytest.mark.req("DC-30")
 def test_code_that_no_longer_fits_stops_the_run_unharmed_says_where_and_goes_on_when_it_is_mended(house: House) -> None:
     async def original() -> str:
         await workflow.execute_activity(echo, 1)
