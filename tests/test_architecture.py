@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.servers",
         "orchestrator.development_servers",
     ),
-    ("orchestrator.settings", "orchestrator.dispatch"),
+    ("orchestrator.settings", "orchestrator.configuration", "orchestrator.dispatch"),
     (
         "orchestrator.client",
         "orchestrator.async_client",
@@ -42,7 +42,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.fleet",
         "orchestrator.reports",
         "orchestrator.discovery",
-        "orchestrator.configuration",
         "orchestrator.ingest",
     ),
     ("orchestrator.celery", "orchestrator.canvas", "orchestrator.backend"),

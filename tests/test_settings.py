@@ -47,9 +47,9 @@ def test_the_drain_time_has_a_name_that_other_systems_know():
 @pytest.mark.parametrize(
     "variables, sentence",
     [
-        ({"DRAIN_TIMEOUT_SECONDS": "soon"}, "(DRAIN_TIMEOUT_SECONDS) is not valid: Input should be a valid number"),
-        ({"ORCHESTRATOR_DISCOVERY_INTERVAL_S": "-1"}, "(ORCHESTRATOR_DISCOVERY_INTERVAL_S) is not valid: Input should be greater than 0"),
-        ({"ORCHESTRATOR_ENVIRONMENT": "prod"}, "Input should be 'development' or 'production' (got 'prod')"),
+        ({"DRAIN_TIMEOUT_SECONDS": "soon"}, "setting drain_override_s (DRAIN_TIMEOUT_SECONDS) must be a number, but is 'soon'"),
+        ({"ORCHESTRATOR_DISCOVERY_INTERVAL_S": "-1"}, "(ORCHESTRATOR_DISCOVERY_INTERVAL_S) must be greater than 0, but is '-1'"),
+        ({"ORCHESTRATOR_ENVIRONMENT": "prod"}, "must be 'development' or 'production', but is 'prod'; did you mean 'production'?"),
         ({"ORCHESTRATOR_API_PROT": "1"}, "did you mean ORCHESTRATOR_API_PORT?"),
         ({"ORCHESTRATOR_REGISTRY_TTL_S": "90"}, "registry_ttl_s (90) must not be longer than heartbeat_timeout_s (60)"),
     ],
