@@ -86,7 +86,6 @@ def test_a_secret_is_not_shown_by_an_error(monkeypatch):
 
 @pytest.mark.req("S2-30")
 @pytest.mark.req("S2-17")
-@pytest.mark.req("C-10")
 def test_the_intervals_of_three_different_jobs_are_three_settings():
     settings = Settings()
     assert (settings.discovery_interval_s, settings.monitoring_interval_s, settings.cleanup_interval_s) == (300, 10, 3600)

@@ -62,8 +62,6 @@ def sentences(problems) -> list[str]:
     return [problem.sentence for problem in problems]
 
 
-@pytest.mark.req("C-17")
-@pytest.mark.req("C-18")
 def test_the_one_tree_is_read_as_it_was_designed(told):
     found = told(fleet__yaml=TREE)
     assert sentences(found.mistakes + found.problems) == []
@@ -174,7 +172,6 @@ def test_an_entry_point_that_is_a_class_makes_a_native_agent(told):
 
 @pytest.mark.req("S2-14")
 @pytest.mark.req("S2-15")
-@pytest.mark.req("C-33")
 def test_management_api_yaml_is_the_api_and_the_database():
     found = read([DEPLOY / "management_api.example.yaml"])
     assert sentences(found.mistakes + found.problems) == []
@@ -219,7 +216,6 @@ def test_agent_manager_yaml_is_the_manager_and_its_intervals(told):
     assert changed.values == {"manager_name": "x", "discovery_interval_s": 30}
 
 
-@pytest.mark.req("C-17")
 def test_all_examples_load_and_together_make_one_configuration():
     paths = sorted(DEPLOY.glob("*.example.*"))
     assert len(paths) == 5
@@ -292,7 +288,6 @@ def test_a_mistake_in_the_settings_is_one_sentence_that_says_where_and_refuses_t
     assert caught.value.message == found.mistakes[0].sentence
 
 
-@pytest.mark.req("C-08")
 def test_what_contradicts_itself_refuses_to_start_unless_the_environment_mends_it(told):
     told(fleet__yaml="manager: {registry_ttl_s: 100}")
     with pytest.raises(SettingsError, match="an agent leaves the registry before it counts as inactive"):
@@ -352,7 +347,6 @@ def test_an_id_may_be_used_once_in_all_files(told):
     assert sentences(found.problems) == ["two.yaml:1: agent 'a' is there already, in one.yaml:1; give one of them another id"]
 
 
-@pytest.mark.req("C-17")
 def test_the_environment_wins_over_the_file_and_a_later_file_over_an_earlier_one(told):
     told(one__yaml="api: {port: 1, host: one}", two__yaml="api: {port: 2}")
     files = {"ORCHESTRATOR_CONFIG": "one.yaml:two.yaml"}

@@ -17,7 +17,6 @@ def agent(**fields) -> AgentSpec:
     return AgentSpec(id="a", type="t", **fields)
 
 
-@pytest.mark.req("C-08")
 @pytest.mark.parametrize("interval, ttl, timeout", [(15, 30, 60), (20, 40, 60), (60, 120, 120), (0.5, 30, 60)])
 def test_an_agent_with_slow_heartbeats_is_given_two_intervals(interval, ttl, timeout):
     spec = agent(heartbeat_interval_s=interval)
@@ -25,7 +24,6 @@ def test_an_agent_with_slow_heartbeats_is_given_two_intervals(interval, ttl, tim
     assert patience.heartbeat_timeout_s(spec, Settings()) == timeout
 
 
-@pytest.mark.req("C-08")
 @given(interval=SECONDS, ttl=SECONDS, more=SECONDS)
 def test_two_intervals_are_within_the_ttl_and_the_ttl_is_within_the_timeout(interval, ttl, more):
     settings, spec = Settings(registry_ttl_s=ttl, heartbeat_timeout_s=ttl + more), agent(heartbeat_interval_s=interval)
