@@ -30,9 +30,13 @@ __all__ = ["Info", "defn", "heartbeat", "idempotency_key", "in_activity", "info"
 @overload
 def defn(fn: Fn) -> Fn: ...
 @overload
-def defn(fn: None = None, *, name: str | None = None) -> Callable[[Fn], Fn]: ...
-def defn(fn: Any = None, *, name: str | None = None) -> Any:
-    """Declare an activity: a function with effects, sync or async, with positional parameters that payloads can carry."""
+def defn(fn: None = None, *, name: str | None = None, needs_thread: bool = False) -> Callable[[Fn], Fn]: ...
+def defn(fn: Any = None, *, name: str | None = None, needs_thread: bool = False) -> Any:
+    """Declare an activity: a function with effects, sync or async, with positional parameters that payloads can carry.
+
+    A process takes on short sync activities in advance, and lets them wait for a thread. `needs_thread` is for long ones: a process takes
+    one on only when a thread is free for it, so that it never waits in one process while another has nothing to do.
+    """
 
     def declare(real: Any) -> Any:  # noqa: ANN401 - any callable
         if not callable(real) or isinstance(real, type):
@@ -47,6 +51,7 @@ def defn(fn: Any = None, *, name: str | None = None) -> Any:
             fn=real,
             signature=signature,
             is_async=is_coroutine_function(real),
+            needs_thread=needs_thread,
         )
         register_activity(definition)
         real.__activity_definition__ = definition

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from schemas.messages import WorkResult
+
 Json = Any
 
 ID_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$"
@@ -210,6 +212,25 @@ class AgentCommand:
     message: str = ""
     expires_at: float | None = None
     trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something an agent was asked to do, known by its request id; `result` once it is done."""
+
+    request_id: str
+    agent_type: str
+    agent_id: str = ""  # of whom it was asked; empty: any of the type
+    work_type: str = ""
+    fingerprint: str = ""  # of all that was asked: the same id with another fingerprint is a mistake
+    trace_id: str = ""
+    actor: str = ""
+    accepted_at: float = 0.0
+    started_at: float | None = None
+    completed_at: float | None = None
+    executed_by: str = ""  # the agent that began it last
+    executions: int = 0  # how often it was begun; more than once after a crash or a retry
+    result: WorkResult | None = None
 
 
 @dataclass(frozen=True, slots=True)

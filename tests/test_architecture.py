@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.starting",
         "orchestrator.waiting",
         "orchestrator.fleet",
+        "orchestrator.works",
         "orchestrator.reports",
         "orchestrator.discovery",
         "orchestrator.ingest",
@@ -102,7 +103,13 @@ DOORS = (
     Door(
         "subprocesses",
         ("subprocess",),
-        ("workers.child", "orchestrator.dev", "orchestrator.servers", "orchestrator.core.guard"),  # the guard names what it refuses
+        (
+            "workers.child",
+            "workers.gpu",
+            "orchestrator.dev",
+            "orchestrator.servers",
+            "orchestrator.core.guard",
+        ),  # the guard names what it refuses
         ("os.fork", "os.system", "os.popen", "os.posix_spawn"),
     ),
     Door("the machine's vital signs", ("psutil",), ("workers.vitals",)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,7 +54,7 @@ class Budget:
             self._coroutines -= 1
             return self._coroutines >= 0
         pace = self._paces.get(definition.name, FIRST_GUESS_S)
-        if self._threads <= 0 and self._seconds < pace:
+        if self._threads <= 0 and (definition.needs_thread or self._seconds < pace):
             return False
         self._threads -= 1
         self._seconds -= pace
@@ -65,6 +65,15 @@ class Budget:
         """About how many more activities fit."""
         slowest = max(self._paces.values(), default=FIRST_GUESS_S)
         return max(self._threads, int(self._seconds / max(slowest, SHORT_S / 10)), 0) + max(self._coroutines, 0) // 2
+
+    def rooms(self, definitions: Mapping[str, ActivityDefinition], most: int) -> list[tuple[list[str], int]]:
+        """Which activities may be claimed, and how many of them: those that need a thread only as threads are free."""
+        room = min(self.room, most)
+        needy = [name for name, definition in definitions.items() if definition.needs_thread]
+        if not needy:
+            return [(list(definitions), room)]
+        others = [name for name in definitions if name not in needy]
+        return [(needy, min(max(self._threads, 0), most)), (others, room)]
 
 
 class Runner(Protocol):

@@ -297,13 +297,16 @@ class Engine:
             batch_max=batch_max,
             inbox_max=self.settings.inbox_max,
         )
-        room = min(self._budget.room, batch_max)
-        if room and ACTIVITIES:
-            written.started = activities.claim(tx, worker=self.worker_id, queues=queues, types=list(ACTIVITIES), batch_max=room)
+        for wanted, room in self._budget.rooms(ACTIVITIES, batch_max):
+            if room and wanted:
+                started = activities.claim(tx, worker=self.worker_id, queues=queues, types=wanted, batch_max=room)
+                written.started += started
+                written.more_activities = written.more_activities or len(started) >= room
+            else:
+                written.more_activities = written.more_activities or bool(wanted)
         written.questions = control.questions(tx, queues=queues, types=list(WORKFLOWS), batch_max=batch_max)
         written.looked = True
         written.more_runs = len(written.claimed) >= batch_max
-        written.more_activities = len(written.started) >= room
 
     def _beats(self) -> list[Beat]:
         interval_s = self._runner.beat_interval_s()

@@ -51,6 +51,7 @@ class ActivityDefinition:
     fn: Callable[..., Any]
     signature: CallSignature
     is_async: bool
+    needs_thread: bool = False  # not taken on in advance: only when a thread is free
 
 
 WORKFLOWS: dict[str, WorkflowDefinition] = {}

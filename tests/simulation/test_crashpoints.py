@@ -20,6 +20,11 @@ OF_BEAT = [point for point in POINTS if point.startswith("beat.")]
 ELSEWHERE = {
     "deadletters.drop:before_commit": "one transaction of an operator; nothing comes after it",
     "deadletters.drop:after_commit": "one transaction of an operator; nothing comes after it",
+    **{
+        f"works.{act}:{when}_commit": "workers with agents die there in tests/e2e/test_agents_chaos.py"
+        for act in ("accept", "begin", "finish")
+        for when in ("before", "after")
+    },
 }
 """Point -> why nobody dies there."""
 
