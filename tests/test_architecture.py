@@ -99,7 +99,12 @@ DOORS = (
         ("orchestrator.clock", "orchestrator.core.guard", "workers.packages"),  # the guard names what it refuses; packages stand alone
         ("datetime.now", "datetime.utcnow", "datetime.today", "date.today", "os.urandom"),
     ),
-    Door("the environment", (), ("orchestrator.settings",), ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv")),
+    Door(
+        "the environment",
+        (),
+        ("orchestrator.settings", "workers.packages"),
+        ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"),
+    ),
     Door(
         "subprocesses",
         ("subprocess",),

@@ -113,7 +113,9 @@ class ServiceAgent(Agent):
 
     def execute_work(self, work: WorkRequest) -> WorkResult:
         """Have the service do it."""
-        body = {"parameters": work.parameters, "work_type": work.work_type, "request_id": info().request_id}
+        present = info()
+        assert present is not None, "a work is done inside its host"
+        body = {"parameters": work.parameters, "work_type": work.work_type, "request_id": present.request_id}
         try:
             reply = self.service.execute(body, work.timeout_s)
         except FleetError as error:
@@ -137,7 +139,8 @@ def agent_for(spec: AgentSpec, settings: Settings, service: Service, about: Mapp
     """The agent that stands for a service which said this about itself."""
     found = about.get("capabilities")
     capabilities = {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) and found else {"execute": "1"}
-    return type("ServiceOf", (ServiceAgent,), {"type": spec.type, "capabilities": capabilities})(spec, settings, service)
+    made: type[ServiceAgent] = type("ServiceOf", (ServiceAgent,), {"type": spec.type, "capabilities": capabilities})
+    return made(spec, settings, service)
 
 
 def _result(agent_id: str, reply: httpx.Response) -> WorkResult:

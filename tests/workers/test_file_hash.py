@@ -32,7 +32,7 @@ class Running:
 
     def await_url(self) -> str:
         while True:
-            message = json.loads(self.line())["message"]
+            message: str = json.loads(self.line())["message"]
             if message.startswith("listening at "):
                 return message.removeprefix("listening at ")
 
@@ -48,7 +48,8 @@ class Running:
     def close(self) -> None:
         self.client.close()
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self.process.stdout.close()
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def service() -> Iterator[Running]:
 
 
 @pytest.fixture
-def fifo(tmp_path) -> Path:
+def fifo(tmp_path: Path) -> Path:
     """A file whose reading takes until somebody writes."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
@@ -187,7 +188,7 @@ def test_with_tokens_set_one_of_them_is_needed_to_act_and_none_to_look():
 
 @pytest.mark.req("S1-44")
 def test_it_registers_with_a_manager_that_comes_late_and_says_good_bye():
-    heard: list[tuple[str, dict]] = []
+    heard: list[tuple[str, dict[str, str]]] = []
 
     class Manager(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -160,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
             lines = f"# TYPE task_running gauge\ntask_running {len(agent.running)}\n# TYPE tasks_total counter\ntasks_total {agent.done}\n"
             self._send(200, lines.encode(), "text/plain; version=0.0.4")
             return
-        found: dict[str, object] | None = {
+        pages: dict[str, dict[str, object]] = {
             "/health": {"status": "ok"},
             "/info": {
                 "id": agent.id,
@@ -171,8 +171,8 @@ class Handler(BaseHTTPRequestHandler):
                 "version": VERSION,
             },
             "/status": agent.about(),
-        }.get(url.path)
-        self._answer(lambda: (200, found) if found is not None else self._logs(url.path, url.query))
+        }
+        self._answer(lambda: (200, pages[url.path]) if url.path in pages else self._logs(url.path, url.query))
 
     def do_POST(self) -> None:
         """What one may ask for."""

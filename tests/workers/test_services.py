@@ -1,0 +1,83 @@
+"""A service stands in the fleet as any agent: what it answers is the result of the work, and silence is unavailability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from orchestrator.agent import CURRENT, Info, WorkFailed
+from orchestrator.errors import FleetError
+from schemas.agents import AgentKind, AgentSpec, Health
+from schemas.messages import ErrorCode, WorkRequest
+from schemas.settings import Settings
+from tests.workers.test_file_hash import SCRIPT, Running
+from workers.services import Service, ServiceAgent, agent_for
+
+SETTINGS = Settings(broker_url="memory://", remote_control_s=5.0)
+SPEC = AgentSpec(id="h-1", type="file-hash", kind=AgentKind.HTTP)
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    started = Running("--id", "h-1")
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def agent(running: Running) -> Iterator[ServiceAgent]:
+    service = Service("h-1", str(running.client.base_url), SETTINGS)
+    made = agent_for(SPEC, SETTINGS, service, service.await_ready(10))
+    token = CURRENT.set(Info("h-1", "sha256", "r-1", "t-1"))
+    yield made
+    CURRENT.reset(token)
+    made.on_stop()
+
+
+def ask(agent: ServiceAgent, **fields):
+    return agent.execute_work(WorkRequest(**fields))
+
+
+def test_a_service_has_the_capabilities_that_it_tells_of(agent):
+    assert (agent.type, "blake2b" in agent.capabilities, agent.health()) == ("file-hash", True, (Health.HEALTHY, ""))
+
+
+@pytest.mark.req("S1-14")
+def test_its_result_is_the_result_and_the_request_id_goes_along(agent):
+    first, again = (ask(agent, work_type="sha256", parameters={"path": str(SCRIPT)}) for _ in range(2))
+    assert (first.exit_code, first.output["bytes"], again.cached) == (0, SCRIPT.stat().st_size, True)
+
+
+@pytest.mark.parametrize(
+    "fields, code, retryable",
+    [({"work_type": "md6"}, ErrorCode.INVALID_REQUEST, False)],
+)
+def test_what_it_refuses_fails_the_work_with_its_own_words(agent, fields, code, retryable):
+    with pytest.raises(WorkFailed, match="'md6' is none of") as refused:
+        ask(agent, **fields)
+    assert (refused.value.code, refused.value.retryable) == (code, retryable)
+
+
+def test_a_service_that_is_paused_may_be_asked_again(agent):
+    agent.service.act("pause")
+    with pytest.raises(WorkFailed, match="409") as refused:
+        ask(agent, parameters={"path": "x"})
+    assert refused.value.retryable
+    with pytest.raises(FleetError, match="answered 400 to dance"):
+        agent.service.act("dance")
+
+
+@pytest.mark.req("S1-13")
+def test_a_service_that_is_gone_is_unavailable_not_broken(agent, running):
+    running.close()
+    with pytest.raises(WorkFailed, match="does not answer") as gone:
+        ask(agent, parameters={"path": "x"})
+    assert (gone.value.code, gone.value.retryable) == (ErrorCode.AGENT_UNAVAILABLE, True)
+    assert agent.health()[0] is Health.DEGRADED
+
+
+def test_what_is_no_result_is_the_output(monkeypatch, agent):
+    monkeypatch.setattr(agent.service, "execute", lambda *_: httpx.Response(200, json=[1, {"exit_code": "many"}]))
+    assert ask(agent).output == [1, {"exit_code": "many"}]
