@@ -49,6 +49,7 @@ class Running:
         self.client.close()
         self.process.kill()
         self.process.wait()
+        assert self.process.stdout is not None
         self.process.stdout.close()
 
 
