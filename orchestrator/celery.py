@@ -109,7 +109,7 @@ class Orchestrator:
     @cached_property
     def store(self) -> Store:
         """The store; raises DatabaseUnavailable if its URL cannot be read."""
-        return Store.open(self.settings.database_url, clock=self.clock)
+        return Store.of(self.settings, clock=self.clock)
 
     @cached_property
     def broker(self) -> CeleryBroker:
@@ -160,7 +160,7 @@ class Orchestrator:
         """Put our values behind those of the application and before Celery's own defaults."""
         ours = {**self._defaults, "broker_url": self._chosen.broker_url}
         if _speaks_redis(source.broker_url or self._chosen.broker_url):
-            ours["broker_transport_options"] = dict(REDIS_OPTIONS)
+            ours["broker_transport_options"] = {**REDIS_OPTIONS, **_restoring(self._chosen)}
         left_open = {key: value for key, value in ours.items() if not source.value_set_for(key)}
         source.maps.insert(-1, left_open)
         source.defaults.insert(-1, left_open)
@@ -212,8 +212,18 @@ def _own_application() -> Celery:
     settings = current()
     own = Celery("orchestrator")
     ours = Orchestrator(own, settings=settings)
-    ours._defaults = {**PARTS, **HOUSE, "task_default_queue": settings.default_queue}  # noqa: SLF001 - the one difference
+    results = {"result_backend": settings.result_backend, "task_ignore_result": False} if settings.result_backend else {}
+    ours._defaults = {**PARTS, **HOUSE, **results, "task_default_queue": settings.default_queue}  # noqa: SLF001 - the one difference
     return own
+
+
+def _restoring(settings: Settings) -> Mapping[str, Any]:
+    """After how long Redis hands a task that nobody acknowledged to somebody else."""
+    return {
+        "visibility_timeout": settings.visibility_timeout_s,
+        "unacked_restore_interval": settings.restore_interval_s,
+        "unacked_restore_throttle": settings.restore_throttle,
+    }
 
 
 def _speaks_redis(url: str | list[str]) -> bool:

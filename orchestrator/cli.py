@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, Place] = {
     "workflow": Place("workflows", "Start, list, inspect, signal, query and end workflows."),
     "deadletter": Place("deadletters", "What was set aside because it could not be processed."),
     "db": Place("database", "The schema of the database: status, upgrade."),
+    "config": Place("configuration", "What holds here and where it comes from; check configuration files."),
     "doctor": Place("doctor", "Check everything that is needed, and say how to mend it."),
     "version": Place("version", "The versions of this program and what it stands on."),
 }
@@ -72,7 +73,8 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=F
 def orchestrator() -> None:
     """Durable workflows and agent fleets on Celery.
 
-    Settings come from the environment: ORCHESTRATOR_DATABASE_URL, ORCHESTRATOR_BROKER_URL, ORCHESTRATOR_HOME, ORCHESTRATOR_INCLUDE.
+    Settings come from the environment (ORCHESTRATOR_DATABASE_URL, ORCHESTRATOR_BROKER_URL, …) and from fleet.yaml, .toml or .json in this folder or the one
+    that ORCHESTRATOR_CONFIG names. `orchestrator config show` lists them.
     Without them everything lives in the folder .orchestrator, and `orchestrator dev` starts it.
     """
 

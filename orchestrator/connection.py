@@ -99,7 +99,7 @@ class Connection:
         """The store, its schema checked once."""
         with self._here():
             if self._store is None:
-                self._store = Store.open(self.settings.database_url, clock=self.clock)
+                self._store = Store.of(self.settings, clock=self.clock)
                 self._closers.append(self._store.dispose)
             if not self._migrated:
                 self._check(self._store)

@@ -184,7 +184,7 @@ class Stack:
         if embedded_broker(self.settings):
             binary = Path(settings.broker_binary) if settings.broker_binary else None
             self.broker = Valkey(self.settings.home / "valkey", binary=binary, clock=clock)
-        self.store = Store.open(self.settings.database_url, clock=clock)
+        self.store = Store.of(self.settings, clock=clock)
         self._tell = tell
         self._clock = clock
         env = environment(self.settings)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.clock import utc
-from orchestrator.core import machines
+from orchestrator.core import machines, patience
 from orchestrator.core.machines import Trigger
 from orchestrator.core.supervision import News
 from orchestrator.errors import FleetError
@@ -209,7 +209,7 @@ class Fleet(Reports):
         self, tx: Transaction, agent: Agent, params: CommandParams, actor: str, *, then: News = News.STOP, forget: bool = False
     ) -> CommandResponse:
         command = "delete" if forget else then.value
-        drain_s = next(s for s in (params.drain_timeout_s, agent.spec.drain_timeout_s, self.settings.agent_drain_s) if s is not None)
+        drain_s = patience.drain_s(agent.spec, self.settings) if params.drain_timeout_s is None else params.drain_timeout_s
         desired = DesiredState.STOPPED if then is News.STOP else None if agent.desired is not DesiredState.STOPPED else DesiredState.RUNNING
         if agent.status is not AgentStatus.STOPPING:
             wanted = Update(reason=params.reason or f"{command} by {actor}", desired=desired, meta={"then": then.value}, drain_s=drain_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ def read_anew(**given: Any) -> Settings:  # noqa: ANN401 - pydantic validates th
     return load(_with_found_file(os.environ), **given)
 
 
+def read_with(files: Iterable[Path]) -> Settings:
+    """Settings from the environment of this process and these files, whatever else it names."""
+    return load({**os.environ, CONFIG: os.pathsep.join(map(str, files))})
+
+
 def load(environment: Mapping[str, str], /, **given: Any) -> Settings:  # noqa: ANN401 - pydantic validates them
     """Settings from `environment` and the files that it names; `given` values win. Raises SettingsError that names the variable, or file and key."""
     found = configuration.read(_files(environment))
@@ -62,6 +67,11 @@ def load(environment: Mapping[str, str], /, **given: Any) -> Settings:  # noqa: 
     except ValidationError as error:
         raise SettingsError(_sentence(error, environment)) from None
     return _with_urls(settings)
+
+
+def files() -> tuple[Path, ...]:
+    """The configuration files that hold for this process; raises SettingsError if two in the working directory compete."""
+    return _files(_with_found_file(os.environ))
 
 
 def origins() -> Mapping[str, str]:

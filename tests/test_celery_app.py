@@ -53,6 +53,22 @@ def test_the_package_is_an_application_for_celery(tmp_path):
     assert list(tmp_path.iterdir()) == [], "looking leaves nothing behind"
 
 
+@pytest.mark.req("DC-10")
+def test_how_soon_redis_hands_on_what_a_dead_worker_had_is_a_setting(settings):
+    chosen = settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0", "visibility_timeout_s": 60.0, "restore_interval_s": 5.0})
+    yours = Celery("shop", set_as_current=False)
+    Orchestrator(yours, settings=chosen)
+    options = yours.conf.broker_transport_options
+    assert (options["visibility_timeout"], options["unacked_restore_interval"], options["unacked_restore_throttle"]) == (60, 5, 1)
+
+
+def test_our_application_keeps_results_only_if_a_backend_is_named(tmp_path):
+    assert "task_ignore_result: True" in celery("report", cwd=tmp_path).stdout
+    report = celery("report", cwd=tmp_path, result_backend="cache+memory://").stdout
+    assert "result_backend: 'cache+memory://'" in report
+    assert "task_ignore_result: False" in report
+
+
 def test_modules_of_include_are_imported(tmp_path):
     (tmp_path / "shop_tasks.py").write_text("from celery import shared_task\n@shared_task\ndef sell(): ...\nprint('imported')\n")
     assert "imported" in celery("report", cwd=tmp_path, include="shop_tasks").stdout

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from orchestrator.errors import SettingsError
-from orchestrator.settings import environment, load
+from orchestrator.settings import current, environment, load, origins, read_anew
 from schemas.settings import Settings
 
 SECRET = "rosebud-17"
@@ -95,3 +95,30 @@ def test_the_intervals_of_three_different_jobs_are_three_settings():
 def test_paths_are_handed_on_as_absolute_ones(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert handed_on(load({}, package_folders=(Path("agents"),))).package_folders == (tmp_path / "agents",)
+
+
+def test_a_file_of_the_working_directory_is_read_and_handed_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ORCHESTRATOR_CONFIG", raising=False)
+    (tmp_path / "fleet.yaml").write_text("api: {port: 8123}")
+    settings = read_anew()
+    assert (settings.api_port, settings.config) == (8123, (Path("fleet.yaml"),))
+    assert environment(settings)["ORCHESTRATOR_CONFIG"] == str(tmp_path / "fleet.yaml")
+    assert origins()["api_port"] == "fleet.yaml:1"
+    assert environment(load({}))["ORCHESTRATOR_CONFIG"] == "", "whoever was started without a file finds none"
+    assert read_anew(home=tmp_path / "there").database_url == f"sqlite:///{tmp_path / 'there' / 'orchestrator.db'}"
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", "")
+    assert read_anew().api_port == 8000
+
+
+def test_what_is_doubtful_or_broken_is_logged_when_a_process_reads_its_settings(tmp_path, monkeypatch, caplog):
+    (tmp_path / "fleet.yaml").write_text("nats: {url: 'nats://x', password: rosebud-17}\nagents: [{id: a, prot: 1}]")
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", str(tmp_path / "fleet.yaml"))
+    current.cache_clear()
+    try:
+        assert current().broker_url == "redis://localhost:6379/0"
+    finally:
+        current.cache_clear()
+    assert "nats.url becomes bus.broker_url" in caplog.text
+    assert "agent 'a': prot is nothing that an agent can say; did you mean 'port'?" in caplog.text
+    assert SECRET not in caplog.text

@@ -126,10 +126,7 @@ def _stopping() -> Iterator[threading.Event]:
 def _settings(include: str, home: Path | None) -> Settings:
     # Read anew rather than changed: the URLs of the embedded servers follow from the home.
     given = settings_module.current()
-    modules = (*given.include, *_words(include))
-    if home is None:
-        return given.model_copy(update={"include": modules})
-    return settings_module.load(settings_module.environment(given), home=home, include=modules)
+    return settings_module.read_anew(home=home, include=(*given.include, *_words(include)))
 
 
 def _words(text: str) -> tuple[str, ...]:

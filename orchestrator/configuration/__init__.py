@@ -142,7 +142,8 @@ def _wrong_agent(entry: Entry, found: dict[str, Discovered]) -> Iterator[Problem
             )
         return
     for name, text in spec:
-        yield Problem(entry.places.get(name, entry.origin), f"{subject}: {text}", entry.id)
+        # A sentence about the whole agent names it itself.
+        yield Problem(entry.places.get(name, entry.origin), f"{subject}: {text}" if name else text, entry.id)
 
 
 def _name(error: ErrorDetails) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -25,12 +25,17 @@ from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
 from orchestrator.store import schema
 from orchestrator.store.hints import Ear
 from orchestrator.store.transaction import PostgresTransaction, SqliteTransaction, Transaction, Unmet
+from schemas.settings import Settings
 
 __all__ = ["Store", "Transaction", "Unmet"]
 
 BUSY_TIMEOUT_S = 30.0  # SQLite's waits are unfair: at saturation one writer may wait for seconds
 CONNECT_TIMEOUT_S = 10
-CONNECTIONS_MAX = 64  # per process
+_POOL = Settings()  # how many connections, where nobody says
+
+# What other programs call their way to PostgreSQL: we have one of our own.
+POSTGRES_DRIVERS = {"postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2", "postgresql+psycopg_async"}
+SQLITE_DRIVERS = {"sqlite", "sqlite+aiosqlite", "sqlite+pysqlite"}
 
 # What the world does to a database; anything else is a mistake of ours and is raised as it is.
 _SQLITE_WORLD = {
@@ -59,8 +64,16 @@ SET enable_bitmapscan = off
 class Store:
     """A database by its URL; connections are made when the first transaction begins, and anew in a forked child."""
 
-    def __init__(self, url: sqlalchemy.URL, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        url: sqlalchemy.URL,
+        *,
+        clock: Clock,
+        pool_size: int = _POOL.database_pool_size,
+        max_overflow: int = _POOL.database_max_overflow,
+    ) -> None:
         self.dialect = url.get_backend_name()
+        self._pool = _pool_options(pool_size, max_overflow)
         self.clock = clock
         self._url = url
         self._pid = os.getpid()
@@ -70,6 +83,12 @@ class Store:
     def open(cls, url: str, *, clock: Clock = SYSTEM) -> Store:
         """The store at `sqlite:///path`, `sqlite://` (in memory) or `postgresql://…`; raises DatabaseUnavailable if it can name neither."""
         return cls(_parse(url), clock=clock)
+
+    @classmethod
+    def of(cls, settings: Settings, *, clock: Clock = SYSTEM) -> Store:
+        """The store of a process: as `open`, with as many connections as the settings allow."""
+        url = _parse(settings.database_url)
+        return cls(url, clock=clock, pool_size=settings.database_pool_size, max_overflow=settings.database_max_overflow)
 
     @contextmanager
     def transaction(self, *, readonly: bool = False, single: bool = False, purpose: str = "transaction") -> Iterator[Transaction]:
@@ -144,9 +163,9 @@ class Store:
     def _open_pool(self) -> None:
         self._writer = threading.RLock()  # SQLite has one writer: threads of this process queue here, fairly, and not in its busy loop
         if self.dialect == "sqlite":
-            self._engine = _sqlite_engine(self._url, self.clock)
+            self._engine = _sqlite_engine(self._url, self.clock, self._pool)
         else:
-            self._engine = _postgres_engine(self._url)
+            self._engine = _postgres_engine(self._url, self._pool)
 
     @contextmanager
     def _connected(self) -> Iterator[object]:
@@ -223,12 +242,13 @@ def _parse(text: str) -> sqlalchemy.URL:
     forms = "Use sqlite:///path/to/file or postgresql://user@host/name."
     try:
         url = sqlalchemy.make_url(text)
-        name = url.get_backend_name()
     except (ArgumentError, ValueError) as error:  # its message may hold the password
         raise DatabaseUnavailable(f"the database URL cannot be read. {forms}") from error
-    if name == "postgres" or url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
+    if url.drivername in POSTGRES_DRIVERS:
+        url = _for_psycopg(url)
+    elif url.drivername in SQLITE_DRIVERS:
+        url = url.set(drivername="sqlite")
+    else:
         raise DatabaseUnavailable(f"the database driver {url.drivername!r} is not supported. {forms}")
     try:
         url.get_dialect()
@@ -237,13 +257,19 @@ def _parse(text: str) -> sqlalchemy.URL:
     return url
 
 
-def _sqlite_engine(url: sqlalchemy.URL, clock: Clock) -> sqlalchemy.Engine:
+def _for_psycopg(url: sqlalchemy.URL) -> sqlalchemy.URL:
+    url = url.set(drivername="postgresql+psycopg")
+    if "ssl" in url.query:  # asyncpg's word for it, with the same values
+        url = url.difference_update_query(["ssl"]).update_query_pairs([("sslmode", str(url.query["ssl"]))])
+    return url
+
+
+def _sqlite_engine(url: sqlalchemy.URL, clock: Clock, pool: Mapping[str, Any]) -> sqlalchemy.Engine:
     in_memory = url.database in {None, "", ":memory:"}
-    pool: dict[str, Any] = {"poolclass": StaticPool} if in_memory else _pool_options()
     engine = sqlalchemy.create_engine(
         url,
         connect_args={"check_same_thread": False, "isolation_level": None, "timeout": BUSY_TIMEOUT_S, "cached_statements": 512},
-        **pool,
+        **({"poolclass": StaticPool} if in_memory else pool),
     )
 
     @sqlalchemy.event.listens_for(engine, "connect")
@@ -261,11 +287,11 @@ def _sqlite_engine(url: sqlalchemy.URL, clock: Clock) -> sqlalchemy.Engine:
     return engine
 
 
-def _postgres_engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+def _postgres_engine(url: sqlalchemy.URL, pool: Mapping[str, Any]) -> sqlalchemy.Engine:
     options: dict[str, Any] = {"autocommit": True, "prepare_threshold": 2}
     if "connect_timeout" not in url.query:
         options["connect_timeout"] = CONNECT_TIMEOUT_S
-    engine = sqlalchemy.create_engine(url, connect_args=options, use_native_hstore=False, **_pool_options())
+    engine = sqlalchemy.create_engine(url, connect_args=options, use_native_hstore=False, **pool)
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def prepare(connection: psycopg.Connection[Any], _record: object) -> None:
@@ -278,11 +304,11 @@ def _postgres_engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:
     return engine
 
 
-def _pool_options() -> dict[str, Any]:
+def _pool_options(pool_size: int, max_overflow: int) -> dict[str, Any]:
     return {
         "poolclass": QueuePool,
-        "pool_size": 8,
-        "max_overflow": CONNECTIONS_MAX - 8,
+        "pool_size": pool_size,
+        "max_overflow": max_overflow,
         "pool_timeout": BUSY_TIMEOUT_S,
         "pool_reset_on_return": None,  # each transaction ends its own work
     }
