@@ -117,7 +117,7 @@ DOORS = (
         ),  # the guard names what it refuses
         ("os.fork", "os.system", "os.popen", "os.posix_spawn"),
     ),
-    Door("the machine's vital signs", ("psutil",), ("workers.vitals",)),
+    Door("the machine's vital signs", ("psutil",), ("workers.vitals", "workers.packages")),
     Door("HTTP service", ("fastapi", "starlette", "uvicorn"), ("orchestrator.api", "workers.adapter")),
 )
 

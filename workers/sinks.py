@@ -1,6 +1,7 @@
 """Where the reports of children go; law: at once, in whole lines, and what a child gathered as it wrote it.
 
-`EventFile` is the event file of the seeds: `{timestamp, label, event, data}`, one line an event. `Sinks` tells several sinks.
+`EventFile` is the event file of the seeds: `{timestamp, label, event, data}`, one line an event. `Console` prints heartbeats. `Sinks` tells
+several sinks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FILES_MAX = 10
 log = logging.getLogger("orchestrator.agents")
 
 
-class EventFile:
+class EventFile(Sink):
     """Heartbeats, summaries and errors of children as JSON lines; the times are those of their arrival."""
 
     def __init__(self, path: Path, *, clock: Clock = SYSTEM) -> None:
@@ -52,30 +53,20 @@ class EventFile:
         """One line."""
         self._write(agent_id, "error", orjson.dumps({"message": frame.message, "code": frame.code, "details": frame.details}))
 
-    def started(self, started: Started) -> None:
-        """Not for this file."""
-
-    def start_failed(self, agent_id: str, message: str) -> None:
-        """Not for this file."""
-
-    def acknowledged(self, agent_id: str, frame: AckFrame) -> None:
-        """Not for this file."""
-
-    def dead_letter(self, agent_id: str, line: str, reason: str) -> None:
-        """Not for this file."""
-
-    def flush_missed(self, agent_id: str, missed: int) -> None:
-        """Not for this file."""
-
-    def exited(self, exit: Exit) -> None:  # noqa: A002 - the word for it
-        """Not for this file."""
-
     def _write(self, label: str, event: str, data: bytes) -> None:
         head = orjson.dumps({"timestamp": stamp(self._clock.now()), "label": label, "event": event})
         self._file.write(head[:-1] + b',"data":' + data + b"}\n")
 
 
-class Sinks:
+class Console(Sink):
+    """Prints heartbeats, for those who want to see them."""
+
+    def heartbeat(self, agent_id: str, frame: HeartbeatFrame) -> None:
+        """One line in the log of the host."""
+        log.info("heartbeat of %s: %s", agent_id, " ".join(f"{name}={value}" for name, value in frame.metrics.items()))
+
+
+class Sinks(Sink):
     """Several sinks, told one after the other; one that fails keeps nothing from the others."""
 
     def __init__(self, *sinks: Sink) -> None:
@@ -113,9 +104,9 @@ class Sinks:
         """Pass it on."""
         self._tell(lambda sink: sink.flush_missed(agent_id, missed))
 
-    def exited(self, exit: Exit) -> None:  # noqa: A002 - the word for it
+    def exited(self, ended: Exit) -> None:
         """Pass it on."""
-        self._tell(lambda sink: sink.exited(exit))
+        self._tell(lambda sink: sink.exited(ended))
 
     def _tell(self, tell: Callable[[Sink], Any]) -> None:
         for sink in self._sinks:

@@ -29,12 +29,11 @@ from workers.child.budget import Budget
 from workers.child.lines import Line
 from workers.child.reports import Flushed, Reports, Sequenced, Source
 
-LINE_BYTES_MAX = 1024 * 1024
-"""One frame: a summary with all its items."""
 FLUSH_ATTEMPTS_MAX = 2
 DEAD_LETTER_CHARS_MAX = 2_000
 DEAD_LETTERS_BURST = 100
 DEAD_LETTERS_PER_S = 1.0
+STRAYS_TOLD = 5
 LEAVING: tuple[Member, ...] = ("stop", "flush", "shutdown")
 
 
@@ -51,7 +50,9 @@ class _Flush:
 class _Sequence:
     future: Future[Sequenced]
     left: list[Member]
+    summaries_owed: int  # by a flush of before
     acknowledged: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)  # acknowledgements that were not their turn
     timer: asyncio.TimerHandle | None = None
 
 
@@ -79,7 +80,7 @@ class Conversation:
     def heard(self, said: Line) -> None:
         """One line of its stdout."""
         if said.cut:
-            self._set_aside(said, f"the line has {said.size} bytes, more than {LINE_BYTES_MAX}")
+            self._set_aside(said, f"the line has {said.size} bytes, more than a frame may have")
             return
         if not said.text.strip():
             return
@@ -136,6 +137,8 @@ class Conversation:
 
     def _flushed(self) -> None:
         self.flushes_missed = 0
+        if self._sequence is not None:
+            self._sequence.summaries_owed -= 1
         flush, self._flush = self._flush, None
         if flush is not None:
             _cancel(flush.timer)
@@ -157,33 +160,34 @@ class Conversation:
 
     # --- sequence
 
-    def sequence(self, future: Future[Sequenced], members: tuple[Member, ...], timeout_s: float) -> None:
-        """Have it do these in order; the outcome comes with the last acknowledgement, or when it has left."""
+    def sequence(self, future: Future[Sequenced], members: tuple[Member, ...], timeout_s: float) -> bool:
+        """Have it do these in order; the outcome comes with the last acknowledgement, or when it has left. False if it is not even told."""
         if self._sequence is not None:
             future.set_exception(self._busy())
         elif not self._say(line(SequenceCommand(sequence=members))):
             future.set_exception(self._deaf())
         else:
-            self._sequence = _Sequence(future, list(members))
+            self._sequence = _Sequence(future, list(members), summaries_owed=1 if self._flush is None else 2)
             self._sequence.timer = self._loop.call_later(timeout_s, self._sequence_late, timeout_s)
+            return True
+        return False
 
     def leave(self, timeout_s: float) -> bool:
         """Ask it to give what it has and go, whatever else it was told; False if it does not listen."""
         self._sequence_failed("is told to leave")
-        future: Future[Sequenced] = Future()
-        self.sequence(future, LEAVING, timeout_s)
-        return not future.done()
+        return self.sequence(Future(), LEAVING, timeout_s)
 
     def _acknowledged(self, frame: AckFrame) -> None:
+        """The acknowledgement of a flush counts after its summary; one that comes out of turn belongs to a command of before, or to none."""
         sequence = self._sequence
         if sequence is None:
             return
-        if frame.ack_command not in sequence.left:
-            return  # of a command before
-        if frame.ack_command != sequence.left[0]:
-            self._sequence_failed(f"acknowledged {frame.ack_command} before {sequence.left[0]}")
+        if frame.ack_command != sequence.left[0] or (frame.ack_command == "flush" and sequence.summaries_owed > 0):
+            sequence.strays.append(frame.ack_command)
             return
         sequence.acknowledged.append(sequence.left.pop(0))
+        if frame.ack_command == "flush":
+            sequence.summaries_owed = 1
         if not sequence.left:
             self._sequence_done(left=False)
 
@@ -204,7 +208,8 @@ class Conversation:
 
     def _sequence_late(self, timeout_s: float) -> None:
         assert self._sequence is not None, "its timer is cancelled with it"
-        self._sequence_failed(f"did not acknowledge {self._sequence.left[0]} within {timeout_s:g} s")
+        strays = f", but out of turn {', '.join(self._sequence.strays[:STRAYS_TOLD])}" if self._sequence.strays else ""
+        self._sequence_failed(f"did not acknowledge {self._sequence.left[0]} within {timeout_s:g} s{strays}")
 
     # --- the end
 
@@ -215,6 +220,8 @@ class Conversation:
                 self._sequence_done(left=True)
             else:
                 self._sequence_failed(f"ended before it acknowledged {self._sequence.left[0]}")
+        if self._budget.skipped:
+            self._report(0, self._reports.sink.dead_letter, "", f"{self._budget.skipped} more lines were no frames")
         flush, self._flush = self._flush, None
         if flush is not None:
             _cancel(flush.timer)

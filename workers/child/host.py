@@ -45,7 +45,7 @@ class Processes:
     def __init__(self, settings: Settings, sink: Sink, *, clock: Clock = SYSTEM) -> None:
         self._settings = settings
         self._clock = clock
-        self._logs = log_folder(settings)
+        self.log_folder = log_folder(settings)
         self._hosted: dict[str, Hosted] = {}
         self._closing = False
         self._loop = asyncio.new_event_loop()
@@ -55,11 +55,18 @@ class Processes:
         self._reports.start()
         self._thread.start()
 
-    def start(self, spec: AgentSpec, *, extra_env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Future[Started]:
-        """Start the process of an agent, in `cwd` or where the host runs; `extra_env` wins over its environment."""
+    def start(
+        self,
+        spec: AgentSpec,
+        *,
+        argv: tuple[str, ...] | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Future[Started]:
+        """Start the process of an agent, in `cwd` or where the host runs; `argv` and `extra_env` win over what its spec says."""
         future: Future[Started] = _future()
         try:
-            launch = launch_of(spec, self._settings, extra=extra_env, cwd=cwd)
+            launch = launch_of(spec, self._settings, argv=argv, extra=extra_env, cwd=cwd)
         except FleetError as error:
             future.set_exception(error)
             return future
@@ -69,7 +76,7 @@ class Processes:
                 raise FleetError("this host is closing and starts nothing more", code=ErrorCode.AGENT_UNAVAILABLE)
             if spec.id in self._hosted:
                 raise FleetError(f"a process of agent {spec.id!r} runs here already", code=ErrorCode.INVALID_TRANSITION)
-            hosted = Hosted(launch, self._reports, self._logs, self._clock, flush_timeout_s=self._settings.flush_timeout_s)
+            hosted = Hosted(launch, self._reports, self.log_folder, self._settings, self._clock)
             self._hosted[spec.id] = hosted
             hosted.task = self._loop.create_task(self._host(hosted, future))
 

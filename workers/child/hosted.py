@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from orchestrator.errors import FleetError
 from schemas.agents import AgentKind
 from schemas.frames import Member
 from schemas.messages import ErrorCode
-from workers.child.budget import Budget
-from workers.child.conversation import LINE_BYTES_MAX, Conversation
+from schemas.settings import Settings
+from workers.child.budget import Budget, Pace
+from workers.child.conversation import Conversation
 from workers.child.launch import Launch
 from workers.child.lines import Line, Lines
 from workers.child.logs import AgentLog, record, told
@@ -25,6 +27,10 @@ from workers.child.reports import Exit, Flushed, Reports, Running, Sequenced, So
 LOG_LINE_BYTES_MAX = 65_536
 RELAY_BURST = 200
 RELAY_PER_S = 50.0
+"""Lines of its log that its host repeats in its own."""
+BYTES_BURST, BYTES_PER_S = 32_000_000, 5_000_000.0
+LINES_BURST, LINES_PER_S = 200_000, 5_000.0
+"""What one agent may write; who writes more is slowed down."""
 MUTE_MAX_S = 5.0
 """How long a child may live with a closed stdout: it can tell nothing any more, so it is ended as failed."""
 
@@ -34,24 +40,26 @@ log = logging.getLogger("orchestrator.agents")
 class Hosted:
     """All of it is called on the loop of `Processes`, but `running`."""
 
-    def __init__(self, launch: Launch, reports: Reports, logs: Path, clock: Clock, *, flush_timeout_s: float) -> None:
+    def __init__(self, launch: Launch, reports: Reports, logs: Path, settings: Settings, clock: Clock) -> None:
         self.launch = launch
         self.process = GuardedProcess(launch)
         self.started: Started | None = None
         self.asked = False
         self.task: asyncio.Task[None] | None = None
-        self._flush_timeout_s = flush_timeout_s
+        self._flush_timeout_s = settings.flush_timeout_s
         self._reports = reports
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._log = AgentLog(logs, launch.agent_id)
         self._relay = Budget(RELAY_BURST, RELAY_PER_S, self._loop.time())
-        self._source = Source(lambda waiting: self.process.wait(STDOUT, waiting=waiting))
+        self._source = Source(lambda waiting: self.process.wait(STDOUT, "reports", waiting=waiting))
+        self._bytes = Pace(BYTES_BURST, BYTES_PER_S, self._loop.time())
+        self._count = Pace(LINES_BURST, LINES_PER_S, self._loop.time())
         self._lines = {stream: Lines(LOG_LINE_BYTES_MAX) for stream in (STDOUT, STDERR)}
         self._conversation: Conversation | None = None
         if launch.kind is AgentKind.CHILD:
             self._conversation = Conversation(launch.agent_id, self.process.say, self._note, reports, self._source)
-            self._lines[STDOUT] = Lines(LINE_BYTES_MAX)
+            self._lines[STDOUT] = Lines(settings.payload_bytes_max)
         self._waiting: list[Future[Exit]] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._reason = ""
@@ -121,10 +129,8 @@ class Hosted:
 
     def sequence(self, future: Future[Sequenced], members: tuple[Member, ...], timeout_s: float) -> None:
         """Have it do these."""
-        talk = self._talk()
-        if "shutdown" in members:
+        if self._talk().sequence(future, members, timeout_s) and "shutdown" in members:
             self.asked = True
-        talk.sequence(future, members, timeout_s)
 
     def _talk(self) -> Conversation:
         if self._conversation is None:
@@ -158,6 +164,15 @@ class Hosted:
                 self._timers.append(self._loop.call_later(MUTE_MAX_S, self._mute))
         elif found:
             self._noted(found)
+        if data is not None:
+            self._slow_down(stream, len(data), len(found))
+
+    def _slow_down(self, stream: int, size: int, lines: int) -> None:
+        now = self._loop.time()
+        pause_s = max(self._bytes.take(size, now), self._count.take(lines, now))
+        if pause_s > 0:
+            self.process.wait(stream, "pace", waiting=True)
+            self._loop.call_later(pause_s, partial(self.process.wait, stream, "pace", waiting=False))
 
     def _noted(self, lines: list[Line]) -> None:
         now = self._clock.now()

@@ -32,9 +32,16 @@ class Launch:
     cwd: Path | None = None
 
 
-def launch_of(spec: AgentSpec, settings: Settings, *, extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> Launch:
-    """What to start for this agent; `extra` variables win. Raises FleetError if there is nothing to start."""
-    return Launch(spec.id, spec.kind, _argv(spec), _environment(spec, settings) | dict(extra or {}), cwd)
+def launch_of(
+    spec: AgentSpec,
+    settings: Settings,
+    *,
+    argv: tuple[str, ...] | None = None,
+    extra: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Launch:
+    """What to start for this agent; `argv` and `extra` variables win over what its spec says. Raises FleetError if there is nothing to start."""
+    return Launch(spec.id, spec.kind, argv or _argv(spec), _environment(spec, settings) | dict(extra or {}), cwd)
 
 
 def _argv(spec: AgentSpec) -> tuple[str, ...]:
@@ -61,6 +68,7 @@ def _environment(spec: AgentSpec, settings: Settings) -> dict[str, str]:
         "AGENT_TYPE": spec.type,
         "AGENT_NAME": spec.title,
         "AGENT_VERSION": spec.version,
+        "AGENT_HEARTBEAT_INTERVAL_S": f"{spec.heartbeat_interval_s:g}",
         "BROKER_URL": broker_url,
         "NATS_URL": broker_url,
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
@@ -36,6 +37,8 @@ COMMANDS_BYTES_MAX = 65_536
 """Commands that a child has not read yet."""
 UNSAID_MAX = 10
 STDOUT, STDERR = 1, 2
+
+log = logging.getLogger("orchestrator.agents")
 
 Heard = Callable[[int, bytes | None], None]
 """Told what came from a stream, and None when it is closed."""
@@ -69,7 +72,7 @@ class GuardedProcess:
         self._readers: dict[int, asyncio.ReadTransport] = {}
         self._stdin: asyncio.WriteTransport | None = None
         self._unsaid: list[bytes] | None = [] if launch.kind is AgentKind.CHILD else None  # said before its stdin was open
-        self._paused: set[int] = set()
+        self._waits: dict[int, set[str]] = {}  # why a stream is not read
 
     async def start(self) -> None:
         """Start it; raises FleetError (start_failed) with the reason if there is no process in the end."""
@@ -106,16 +109,20 @@ class GuardedProcess:
         self._stdin.write(line)
         return True
 
-    def wait(self, stream: int, waiting: bool) -> None:
-        """Stop to read a stream, or go on: what it writes then waits in the pipe, and it with it."""
+    def wait(self, stream: int, why: str, *, waiting: bool) -> None:
+        """Read a stream no further, or go on unless another reason holds: what it writes waits in the pipe, and at last it waits too."""
+        reasons = self._waits.setdefault(stream, set())
+        waited = bool(reasons)
+        if waiting:
+            reasons.add(why)
+        else:
+            reasons.discard(why)
         reader = self._readers.get(stream)
-        if reader is None or reader.is_closing() or waiting == (stream in self._paused):
+        if reader is None or reader.is_closing() or bool(reasons) == waited:
             return
         if waiting:
-            self._paused.add(stream)
             reader.pause_reading()
         else:
-            self._paused.discard(stream)
             reader.resume_reading()
 
     def end(self, grace_s: float, number: signal.Signals = signal.SIGTERM) -> None:
@@ -133,7 +140,10 @@ class GuardedProcess:
         except (OSError, ValueError):
             words = []
         if len(words) == 3 and words[0] == b"exited":
-            return int(words[1]), bool(int(words[2]))
+            if words[1] == b"None":
+                log.error("process %s of agent %s cannot be killed", self.pid, self.launch.agent_id)
+                return -int(signal.SIGKILL), True
+            return int(words[1]), words[2] == b"1"
         # The guard was killed, and the kernel has killed the agent; what else is in its group goes now.
         with suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -150,8 +160,9 @@ class GuardedProcess:
             self._writer.close()  # a guard that still runs ends its agent now
         if self._stdin is not None and not self._stdin.is_closing():
             self._stdin.abort()
-        for stream in tuple(self._paused):
-            self.wait(stream, waiting=False)
+        for stream, reasons in self._waits.items():
+            for why in tuple(reasons):
+                self.wait(stream, why, waiting=False)
         if self._pipes:
             await asyncio.wait([pipe.closed for pipe in self._pipes], timeout=PIPES_MAX_S)
         for reader in self._readers.values():

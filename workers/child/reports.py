@@ -77,7 +77,7 @@ class Running:
 
 
 class Sink(Protocol):
-    """Who wants to know. Called on one thread, in order; what is raised here is logged and forgotten."""
+    """Who wants to know; a class of its own overrides what it cares for. Called on one thread, in order; what it raises is logged and forgotten."""
 
     def started(self, started: Started) -> None:
         """A process runs."""
@@ -103,7 +103,7 @@ class Sink(Protocol):
     def flush_missed(self, agent_id: str, missed: int) -> None:
         """No summary came in time; `missed` counts since the last one that did. After the first the child is asked once more."""
 
-    def exited(self, exit: Exit) -> None:  # noqa: A002 - the word for it
+    def exited(self, ended: Exit) -> None:
         """It is gone. The last report about this process."""
 
 
