@@ -10,7 +10,6 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from schemas.agents import AgentKind
 from schemas.frames import AckFrame, ErrorFrame, HeartbeatFrame, SummaryFrame
@@ -76,8 +75,8 @@ class Running:
     dead_letters: int = 0
 
 
-class Sink(Protocol):
-    """Who wants to know; a class of its own overrides what it cares for. Called on one thread, in order; what it raises is logged and forgotten."""
+class Sink:
+    """Who wants to know overrides what it cares for. Called on one thread, in order; what it raises is logged and forgotten."""
 
     def started(self, started: Started) -> None:
         """A process runs."""
