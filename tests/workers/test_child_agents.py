@@ -211,7 +211,6 @@ def ours(request) -> Iterator[Program]:
 
 @pytest.mark.req("S0-31")
 @pytest.mark.req("S0-32")
-@pytest.mark.req("C-07")
 def test_our_summaries_have_the_long_form(ours):
     ours.hear(lambda frame: isinstance(frame, HeartbeatFrame))
     data = json.loads(ours.summary().text)

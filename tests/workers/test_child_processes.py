@@ -135,7 +135,6 @@ def test_an_exit_is_told_with_its_code(host, told, code, number):
     assert host.running() == ()
 
 
-@pytest.mark.req("C-29")
 def test_an_exit_that_was_asked_for_is_told_as_such_whatever_its_code(host, told):
     host.start(service("sleep", "1000")).result(WAIT_MAX_S)
     ended = host.stop("s-1").result(WAIT_MAX_S)
@@ -151,7 +150,6 @@ def test_a_killed_agent_is_noticed_at_once(host, told):
 
 
 @pytest.mark.req("S2-35")
-@pytest.mark.req("C-06")
 def test_one_that_ignores_the_signal_is_killed_after_its_grace(host, told):
     host.start(service(sys.executable, "-c", stubborn("ready"))).result(WAIT_MAX_S)
     lines_of(host.log_folder / "s-1.log", 1, lambda: True)
@@ -311,7 +309,6 @@ def test_signals_are_an_agents_own_from_the_start(host, tmp_path):
 
 
 @pytest.mark.req("S2-33")
-@pytest.mark.req("C-30")
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_ten_megabytes_of_output_block_nobody_and_are_in_the_log(host, told, stream):
     out = f"file=sys.{stream}"
@@ -324,7 +321,6 @@ def test_ten_megabytes_of_output_block_nobody_and_are_in_the_log(host, told, str
     assert len(list(host.log_folder.glob("s-1.log*"))) in range(2, FILES_MAX + 1)
 
 
-@pytest.mark.req("C-42")
 def test_a_log_line_of_an_agent_keeps_its_own_words(host, told):
     said = {"ts": "2025-11-10T14:23:45.123Z", "level": "warning", "agent_id": "liar", "trace_id": "t-1", "message": "hot", "degrees": 90}
     code = f"import sys; sys.stderr.write('{json.dumps(said)}\\n'); sys.stderr.buffer.write(b'\\xff plain ERROR\\n' + b'x' * 200_000 + b'\\nend')"
