@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined] # newer than the stubs
 from celery import Celery, Task, states
 from celery.app.task import Context
 from celery.app.trace import trace_ok_t
@@ -177,7 +178,9 @@ def conclude(passage: Passage, trace: Callable[[], Any]) -> Any:  # noqa: ANN401
         raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         # Also a time limit that struck between two lines of our own: nobody else would ever settle the attempt.
-        host.ended(pending, settlement(pending, to_failure(error, host.orchestrator.converter), now=host.engine.now()))
+        failed = settlement(pending, to_failure(error, host.orchestrator.converter), now=host.engine.now())
+        # A child of prefork that was told to end unwinds by SystemExit, which says nothing about the task: it is handed back as the child leaves.
+        host.ended(pending, None if terminate_handler_fired() else failed)
         raise
     host.ended(pending, settled)
     return NOTHING if _requeue(traced) else traced  # the store has it again: the message must not come again as well

@@ -142,6 +142,17 @@ def test_a_silent_worker_is_taken_over_when_its_lease_ends_and_comes_back_as_som
     assert [event.kind for turn in handle.history() for event in turn.arrivals].count("activity_completed") == 1
 
 
+def test_a_prefork_child_that_is_told_to_end_hands_its_task_back(shop):
+    shop.beat()
+    shop.worker("prefork")
+    handle = shop.start("gated", "told")
+    os.kill(pid_of(shop.await_note("told", "started", "1")[0]), signal.SIGTERM)
+    shop.await_note("told", "started", "2")
+    assert losses(shop, handle, attempt=2) == 0
+    shop.open_gate("told")
+    assert handle.result(timeout=WAIT_MAX_S) == "told"
+
+
 @pytest.mark.parametrize("pool", ["fleet", "prefork"])
 def test_a_task_that_celery_cancels_with_its_connection_runs_again_and_is_no_loss(shop, pool):
     shop.beat()
