@@ -1,4 +1,4 @@
-"""What beat does for agents: heartbeats and flushes when they are due, and a look for the silent and the abandoned; law: late is once, never a storm.
+"""What beat does for agents: heartbeats and flushes when they are due, a look for the silent, the abandoned and the new; law: late is once, never a storm.
 
 Each agent has intervals of its own. All that are due at a tick are named in one broadcast, which every agent host hears and picks its own
 from: the cost of a thousand agents is a message a tick. After an outage nothing is caught up: what was missed is asked for once, spread
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from beat.scout import Scout
 from orchestrator.clock import Clock
 from orchestrator.fleet import Fleet
 from orchestrator.store.vitals import Rhythm
@@ -95,6 +96,7 @@ class Pulse:
         self._broadcast = broadcast
         self._clock = clock
         self._agenda = Agenda()
+        self._scout = Scout(fleet, settings)
         self._specs: dict[str, tuple[str, AgentSpec]] = {}  # parsed once for each text
         self._up_at = clock.monotonic()
         self._next_at: dict[Callable[[], object], float] = {}
@@ -108,6 +110,7 @@ class Pulse:
             self._every(RECOVER_S, self._fleet.recover, now),
             self._every(min(settings.monitoring_interval_s, QUIET_S), self._watch, now),
             self._every(settings.cleanup_interval_s, self._fleet.prune, now),
+            self._every(settings.discovery_interval_s, self._scout.look, now),
         )
         due = self._agenda.take(now)
         for agent_ids in _pages(due.get(FLUSH, ())):

@@ -38,15 +38,14 @@ class Discovery:
 def discover(settings: Settings) -> Discovery:
     """The agents of the files and folders that `settings` name, read anew, each with the restart mode and the port that it is to have.
 
-    Who is in a configuration file wins over a package of the same id. Raises nothing: what is wrong with a file is among the problems.
+    The packages that came with us are not enabled: whoever wants one starts it, or says so in a configuration file. Who is in a configuration file wins over a package of the same id. Raises nothing: what is wrong with a file is among the problems.
     """
     told = configuration.read(settings.config)
     shipped = shipped_folder()
-    folders = (*settings.package_folders, *((shipped,) if shipped else ()))
-    packages = in_folders(folders, skip=settings.package_skip)
+    packages = in_folders((*settings.package_folders, shipped), skip=settings.package_skip)
     configured = {found.spec.id for found in told.agents}
     agents = (*told.agents, *(found for found in packages.agents if found.spec.id not in configured))
-    agents = tuple(_with_restart_mode(found, settings) for found in agents)
+    agents = tuple(_with_restart_mode(_asleep(found, shipped), settings) for found in agents)
     placed = with_ports(agents, settings) if settings.deterministic_ports else Discovery(agents)
     return Discovery(
         placed.agents,
@@ -83,10 +82,12 @@ def in_folders(folders: Iterable[Path], *, skip: Sequence[str]) -> Discovery:
     return Discovery(tuple(found.values()), tuple(problems))
 
 
-def shipped_folder() -> Path | None:
+def shipped_folder() -> Path:
     """The folder of the agent packages that came with us; looking for it imports none of them."""
     spec = find_spec(SHIPPED)
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+    assert spec is not None, f"{SHIPPED} is part of the installation"
+    assert spec.submodule_search_locations, f"{SHIPPED} is a package"
+    return Path(spec.submodule_search_locations[0])
 
 
 def with_ports(agents: Sequence[Discovered], settings: Settings) -> Discovery:
@@ -140,13 +141,23 @@ def _own_files(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     """What names files of the package, made absolute: whoever runs it works elsewhere."""
 
     def own(value: Any) -> Any:  # noqa: ANN401 - whatever the file says
-        inside = isinstance(value, str) and value != "" and not Path(value).is_absolute() and (folder / value).is_file()
-        return str((folder / value).absolute()) if inside else value
+        if not isinstance(value, str):
+            return value
+        path, colon, name = value.partition(":")  # the entry point of a class: file.py:Class
+        inside = path != "" and not Path(path).is_absolute() and (folder / path).is_file()
+        return f"{(folder / path).absolute()}{colon}{name}" if inside else value
 
     made: dict[str, Any] = {name: own(values[name]) for name in ("executable", "entry_point") if name in values}
     if isinstance(values.get("args"), list):
         made["args"] = [own(value) for value in values["args"]]
     return made
+
+
+def _asleep(found: Discovered, shipped: Path) -> Discovered:
+    ours = found.discovery == "package" and Path(found.origin.file).is_relative_to(shipped)
+    if not ours or "enabled" in found.spec.model_fields_set:
+        return found
+    return replace(found, spec=found.spec.model_copy(update={"enabled": False}))
 
 
 def _with_restart_mode(found: Discovered, settings: Settings) -> Discovered:

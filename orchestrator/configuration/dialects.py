@@ -24,7 +24,7 @@ AGENTS_MAX = 10_000
 NATS_INSTEAD = "redis://localhost:6379/0"
 SPAWNED = "agent"  # the plugin_type of what is started
 OTHER_SECTIONS = ("environment", "agents", "plugins", "service", "nats", "core")
-ENTRY_POINT_OF_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+ENTRY_POINT_OF_CLASS = re.compile(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*")
 TLS_SCHEMES = {"rediss", "amqps"}
 
 

@@ -164,3 +164,34 @@ def test_a_thousand_agents_cost_beat_less_than_two_percent_of_a_core(fleet, puls
     used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert sum(len(ids) for command, ids in air.heard if command == HEARTBEAT) == pytest.approx(4000, rel=0.05)
     assert used_s < 60 * 0.02
+
+
+@pytest.mark.req("S2-17")
+@pytest.mark.req("S2-07")
+@pytest.mark.req("S0-26")
+def test_agents_of_files_are_entered_and_started_whenever_they_are_new_or_have_changed(fleet, air, clock, tmp_path, caplog):
+    def write(text: str) -> None:
+        (tmp_path / "fleet.yaml").write_text(text)
+
+    write("agents:\n  - {id: a}\n  - {id: broken, prot: 1}\n  - {id: idle, enabled: false}\n  - {id: z}\n")
+    settings = fleet.settings.model_copy(update={"config": (tmp_path / "fleet.yaml",), "discovery_interval_s": 300.0})
+    pulse = Pulse(fleet, settings, broadcast=air, clock=clock)
+    pulse.go()
+    states = {agent.id: agent.status for agent in fleet.list_agents() if agent.discovery == "config"}
+    assert states == {"a": AgentStatus.STARTING, "idle": AgentStatus.STOPPED, "z": AgentStatus.STARTING}, (
+        "one that is broken stops no other"
+    )
+    assert caplog.text.count("not discovered: ") == 1
+
+    fleet.update("a", {"concurrency": 9})
+    write("agents: [{id: a}, {id: b}]")
+    pass_time(pulse, clock, 299, step=1)
+    assert {agent.id for agent in fleet.list_agents() if agent.discovery == "config"} == {"a", "idle", "z"}, "it is not time yet"
+    pass_time(pulse, clock, 2, step=1)
+    assert {agent.id for agent in fleet.list_agents() if agent.discovery == "config"} == {"a", "b", "idle", "z"}, "nobody is removed"
+    assert fleet.get("a").spec.concurrency == 9, "the file has not changed what it says of a, the operator has"
+
+    write("agents: [{id: a, concurrency: 5}]")
+    pass_time(pulse, clock, 301, step=1)
+    assert fleet.get("a").spec.concurrency == 5
+    assert caplog.text.count("not discovered: ") == 1, "told once"

@@ -105,6 +105,13 @@ def test_files_of_a_package_are_found_wherever_it_runs(packages):
     assert agent.spec.args == (str(folder / "a" / "main.py"), "--fast", "elsewhere.py")
 
 
+def test_the_class_of_a_package_is_found_in_its_file(packages):
+    folder = packages("a", 'entry_point = "agent.py:Planner"')
+    (folder / "a" / "agent.py").touch()
+    (agent,) = in_folders([folder], skip=SKIP).agents
+    assert (agent.spec.kind, agent.spec.entry_point) == (AgentKind.NATIVE, f"{folder / 'a' / 'agent.py'}:Planner")
+
+
 def test_two_packages_with_one_id_are_told(packages, tmp_path):
     packages("a", 'id = "same"')
     found = in_folders([packages("b", 'id = "same"')], skip=SKIP)
@@ -119,16 +126,22 @@ def test_an_agent_of_the_configuration_wins_over_a_package_of_its_id(packages, t
     found = discover(settings(tmp_path, "agents: [{id: a, concurrency: 7}]", package_folders=(folder,)))
     mine = {each.spec.id: each for each in found.agents if each.spec.id in {"a", "b"}}
     assert (mine["a"].spec.concurrency, mine["a"].discovery, mine["b"].discovery) == (7, "config", "package")
+    assert mine["b"].spec.enabled
     assert found.problems == ()
 
 
-def test_the_packages_that_came_with_us_are_found_and_in_order(tmp_path):
+def test_the_packages_that_came_with_us_are_found_in_order_and_none_is_started_unasked(tmp_path):
     found = discover(settings(tmp_path))
     assert found.problems == ()
-    shipped = shipped_folder()
-    if shipped is not None:
-        folders = {path.name for path in shipped.iterdir() if path.is_dir()} - set(SKIP)
-        assert {Path(each.origin.file).parent.name for each in found.agents} == folders
+    folders = {path.name for path in shipped_folder().iterdir() if path.is_dir()} - set(SKIP)
+    assert {Path(each.origin.file).parent.name for each in found.agents} == folders
+    assert not any(each.spec.enabled for each in found.agents)
+
+
+def test_one_that_came_with_us_is_started_if_a_file_says_so(tmp_path):
+    name = discover(settings(tmp_path)).agents[0].spec.id
+    found = discover(settings(tmp_path, f"agents: [{{id: {name}, executable: x}}]"))
+    assert next(each.spec.enabled for each in found.agents if each.spec.id == name)
 
 
 @pytest.mark.req("S1-17")

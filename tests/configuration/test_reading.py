@@ -165,8 +165,9 @@ def test_port_0_is_an_ephemeral_one_as_none_is(told):
     assert found.agents[0].spec.port is None
 
 
-def test_an_entry_point_that_is_a_class_makes_a_native_agent(told):
-    found = told(agents__config__json='{"agents": [{"id": "a", "entryPoint": "agents.planner:Planner"}]}')
+@pytest.mark.parametrize("entry_point", ["agents.planner:Planner", "agents/planner.py:Planner"])
+def test_an_entry_point_that_is_a_class_makes_a_native_agent(told, entry_point):
+    found = told(agents__config__json=json.dumps({"agents": [{"id": "a", "entryPoint": entry_point}]}))
     assert found.agents[0].spec.kind is AgentKind.NATIVE
 
 
