@@ -69,7 +69,7 @@ class HeartbeatFrame(_Said):
     type: Literal["heartbeat"]
     timestamp: Told
     metrics: dict[str, Json] = Field(
-        description="cpu and mem in percent, queue in items, latency_ms of the last flush, and what else there is"
+        description="cpu in percent of a core, mem in megabytes, queue in items, latency_ms of the last flush, and what else there is"
     )
 
     @field_validator("metrics")

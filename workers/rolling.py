@@ -1,11 +1,13 @@
 """Files that are appended to and turn over when full; law: bounded on disk, whole lines, and a full disk stops nobody.
 
-One process writes a file. Each `write` is one call of the kernel, so that a reader, and whoever comes after a crash, finds whole lines.
+Each `write` is one call of the kernel, so that a reader, and whoever comes after a crash, finds whole lines. One process should write a file:
+two may turn it over at the same moment, which costs the oldest lines early.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import IO
@@ -23,7 +25,6 @@ class RollingFile:
         self._files_max = files_max
         self._lock = threading.Lock()
         self._file: IO[bytes] | None = None
-        self._size = 0
         self._failed = False
 
     def write(self, lines: bytes) -> None:
@@ -45,21 +46,29 @@ class RollingFile:
             self._close()
 
     def _append(self, lines: bytes) -> None:
-        if self._file is not None and self._size + len(lines) > self._file_bytes_max:
+        if self._file is not None and self._moved(self._file):
+            self._close()
+        if self._file is not None and self._file.tell() + len(lines) > self._file_bytes_max:
             self._turn_over()
         if self._file is None:
             self._open()
         assert self._file is not None, "it was opened"
-        written = self._file.write(lines)
-        self._size += written
-        if written < len(lines):
+        if self._file.write(lines) < len(lines):
             raise OSError("the disk took only a part")
+
+    def _moved(self, file: IO[bytes]) -> bool:
+        """Whether somebody else has turned the file over, or removed it."""
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            return True
+        ours = os.fstat(file.fileno())
+        return (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev)
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab+", buffering=0)
-        self._size = self._file.tell()
-        if self._size:
+        if self._file.tell():
             self._file.seek(-1, 2)
             if self._file.read(1) != b"\n":
                 self._file.write(b"\n")  # who wrote before died, or met a full disk, in the middle of a line

@@ -28,7 +28,10 @@ from tests.workers.child_kit import WAIT_MAX_S, Told, child, gone, hosting
 PACKAGES = Path(__file__).resolve().parents[2] / "workers" / "packages"
 TEMPLATE = PACKAGES / "_template" / "agent.py"
 MONITOR = PACKAGES / "system_monitor" / "agent.py"
+DOCUMENT = PACKAGES.parents[1] / "docs" / "agent-protocol.md"
+SMALLEST = DOCUMENT.read_text().partition("# smallest.py\n")[2].partition("```")[0]
 PROGRAMS: dict[str, tuple[str, ...]] = {path.parent.name: (sys.executable, str(path)) for path in (TEMPLATE, MONITOR)}
+PROGRAMS["smallest"] = (sys.executable, "-c", SMALLEST)
 if os.environ.get("CHILD"):
     PROGRAMS = {"yours": tuple(shlex.split(os.environ["CHILD"]))}
 LEAVE_MAX_S = 5.0

@@ -82,8 +82,16 @@ def test_an_agent_knows_who_it_is_and_no_secret(tmp_path, told, monkeypatch):
     )
     assert "hidden" not in str(known), "a child needs neither broker nor database"
     assert served["BROKER_URL"] == served["NATS_URL"] == broker
-    assert not (secrets.keys() & (known.keys() | served.keys()))
+    assert not {name for name in secrets if secrets[name] in (*known.values(), *served.values())}
     assert not [name for name in known.keys() | served.keys() if name.startswith("ORCHESTRATOR_")]
+
+
+def test_a_service_knows_its_port_and_its_manager(tmp_path, told):
+    with hosting(tmp_path, told, manager_token="new,old", api_port=8123) as host:
+        spec = service("sleep", "1000").model_copy(update={"port": 8101, "drain_timeout_s": 90.0})
+        known = environment_of(host.start(spec).result(WAIT_MAX_S).pid)
+    wanted = {"AGENT_PORT": "8101", "MANAGER_URL": "http://127.0.0.1:8123", "MANAGER_TOKEN": "new,old", "DRAIN_TIMEOUT_SECONDS": "90"}
+    assert known.items() >= wanted.items()
 
 
 def test_a_native_agent_loads_the_settings_of_its_host(tmp_path, told):

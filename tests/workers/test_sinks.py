@@ -130,6 +130,17 @@ def test_a_file_turns_over_when_it_is_full_and_only_so_many_are_kept(path):
     assert max(one.stat().st_size for one in kept) <= 100
 
 
+def test_a_file_that_somebody_else_moved_or_removed_is_opened_anew(path):
+    file = RollingFile(path, file_bytes_max=1000, files_max=2)
+    file.write(b"one\n")
+    path.rename(path.with_name("moved"))
+    file.write(b"two\n")
+    path.unlink()
+    file.write(b"three\n")
+    file.close()
+    assert (path.with_name("moved").read_bytes(), path.read_bytes()) == (b"one\n", b"three\n")
+
+
 def test_a_line_longer_than_a_file_is_kept_whole(path):
     file = RollingFile(path, file_bytes_max=10, files_max=2)
     file.write(b"x" * 50 + b"\n")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from orchestrator.core.patience import drain_s
 from orchestrator.errors import FleetError
 from orchestrator.settings import environment
 from schemas.agents import AgentKind, AgentSpec
@@ -63,7 +64,7 @@ def _environment(spec: AgentSpec, settings: Settings) -> dict[str, str]:
     known = {name: text for name, text in inherited.items() if (native and name.startswith(OURS)) or not _hidden(name)}
     # A child needs no broker; what it is told about it is for compatibility, and not worth a password.
     broker_url = _without_password(settings.broker_url) if spec.kind is AgentKind.CHILD else settings.broker_url
-    return known | {
+    told = {
         "AGENT_ID": spec.id,
         "AGENT_TYPE": spec.type,
         "AGENT_NAME": spec.title,
@@ -71,6 +72,17 @@ def _environment(spec: AgentSpec, settings: Settings) -> dict[str, str]:
         "AGENT_HEARTBEAT_INTERVAL_S": f"{spec.heartbeat_interval_s:g}",
         "BROKER_URL": broker_url,
         "NATS_URL": broker_url,
+    }
+    return known | told | (_of_service(spec, settings) if spec.kind is AgentKind.HTTP else {})
+
+
+def _of_service(spec: AgentSpec, settings: Settings) -> dict[str, str]:
+    """What a service needs to be found and to know its manager; the token is meant for it."""
+    return {
+        "MANAGER_URL": settings.manager_url or f"http://127.0.0.1:{settings.api_port}",
+        "MANAGER_TOKEN": ",".join(settings.manager_tokens),
+        "DRAIN_TIMEOUT_SECONDS": f"{drain_s(spec, settings):g}",
+        **({"AGENT_PORT": str(spec.port)} if spec.port else {}),
     }
 
 
