@@ -40,6 +40,8 @@ COMMANDS: Mapping[str, Place] = {
     "worker": Place("running", "Run a worker (celery worker).", "worker_app"),
     "beat": Place("running", "Run beat: timers, timeouts, schedules (celery beat).", "beat_app"),
     "flower": Place("running", "Run Celery's dashboard (celery flower).", "flower_app"),
+    "api": Place("serving", "Serve the management API."),
+    "token": Place("tokens", "Keys to the management API: create, list, rotate, revoke."),
     "workflow": Place("workflows", "Start, list, inspect, signal, query and end workflows."),
     "deadletter": Place("deadletters", "What was set aside because it could not be processed."),
     "db": Place("database", "The schema of the database: status, upgrade."),

@@ -222,7 +222,7 @@ class Client:
         self, prepared: Sequence[tuple[NewRun, WorkflowDefinition | None]], outcomes: Sequence[StartOutcome]
     ) -> list[WorkflowHandle[Any]]:
         return [
-            WorkflowHandle(self._connection, run.started.workflow_id, outcome.run_id, definition=definition)
+            WorkflowHandle(self._connection, run.started.workflow_id, outcome.run_id, definition=definition, created=outcome.created)
             for (run, definition), outcome in zip(prepared, outcomes, strict=True)
         ]
 

@@ -59,12 +59,14 @@ class WorkflowHandle(Generic[R]):
         *,
         definition: WorkflowDefinition | None = None,
         pinned: bool = False,
+        created: bool = False,
     ) -> None:
         self._connection = connection
         self._id = valid_name("workflow id", workflow_id)
         self._run_id = None if run_id is None else valid_name("run id", run_id)
         self._definition = definition
         self._pinned = pinned
+        self._created = created
         self._latest = self._run_id  # the last link of the chain of runs that is known
 
     def __repr__(self) -> str:
@@ -79,6 +81,11 @@ class WorkflowHandle(Generic[R]):
     def run_id(self) -> str | None:
         """The run id; None when the handle means whatever run the id has."""
         return self._run_id
+
+    @property
+    def created(self) -> bool:
+        """Whether the call that gave this handle has created the run; False if it was there already."""
+        return self._created
 
     def result(self, timeout: Duration | None = None, *, follow_runs: bool = True) -> R:
         """Wait for the result.

@@ -1,4 +1,4 @@
-"""Who may do what with the management API; law: a role includes all that the roles below it may."""
+"""Who may do what with the management API; law: what is not in the table `MAY` is refused."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ class Role(StrEnum):
     OPERATOR = "operator"  # and control what is there
     ADMIN = "admin"  # and change what there is
 
-    @property
-    def rank(self) -> int:
-        """Roles of a higher rank may do all that this one may, except that an agent looks at nothing."""
-        return list(Role).index(self)
+
+MAY: dict[Role, frozenset[Role]] = {
+    Role.AGENT: frozenset({Role.AGENT, Role.OPERATOR, Role.ADMIN}),
+    Role.VIEWER: frozenset({Role.VIEWER, Role.OPERATOR, Role.ADMIN}),
+    Role.OPERATOR: frozenset({Role.OPERATOR, Role.ADMIN}),
+    Role.ADMIN: frozenset({Role.ADMIN}),
+}
+"""What a call needs -> the roles that may make it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,13 @@ class ErrorCode(StrEnum):
     AGENT_PAUSED = "agent_paused"
     AGENT_STOPPING = "agent_stopping"
     INVALID_TRANSITION = "invalid_transition"
+    WORKFLOW_EXISTS = "workflow_exists"
     VERSION_CONFLICT = "version_conflict"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     POOL_UNSUPPORTED = "pool_unsupported"
     PAYLOAD_TOO_LARGE = "payload_too_large"
     EXECUTION_FAILED = "execution_failed"
+    INTERNAL_ERROR = "internal_error"
     AGENT_UNAVAILABLE = "agent_unavailable"
     RC_TIMEOUT = "rc_timeout"
     START_FAILED = "start_failed"
@@ -46,11 +48,13 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.AGENT_PAUSED: 409,
     ErrorCode.AGENT_STOPPING: 409,
     ErrorCode.INVALID_TRANSITION: 409,
+    ErrorCode.WORKFLOW_EXISTS: 409,
     ErrorCode.VERSION_CONFLICT: 409,
     ErrorCode.IDEMPOTENCY_CONFLICT: 409,
     ErrorCode.POOL_UNSUPPORTED: 409,
     ErrorCode.PAYLOAD_TOO_LARGE: 413,
     ErrorCode.EXECUTION_FAILED: 500,
+    ErrorCode.INTERNAL_ERROR: 500,
     ErrorCode.AGENT_UNAVAILABLE: 503,
     ErrorCode.RC_TIMEOUT: 503,
     ErrorCode.START_FAILED: 503,

@@ -39,6 +39,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.handle",
         "orchestrator.starting",
         "orchestrator.waiting",
+        "orchestrator.auditing",
+        "orchestrator.keys",
         "orchestrator.fleet",
         "orchestrator.works",
         "orchestrator.reports",
@@ -118,7 +120,7 @@ DOORS = (
         ("os.fork", "os.system", "os.popen", "os.posix_spawn"),
     ),
     Door("the machine's vital signs", ("psutil",), ("workers.vitals", "workers.packages")),
-    Door("HTTP service", ("fastapi", "starlette", "uvicorn"), ("orchestrator.api", "workers.adapter")),
+    Door("HTTP service", ("fastapi", "starlette", "uvicorn"), ("orchestrator.api", "orchestrator.commands.serving", "workers.adapter")),
 )
 
 # Parts of doored modules that are values: a generator made from a seed, an id that came from elsewhere.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -44,6 +46,14 @@ def put_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty
 def put(line: str) -> None:
     """A line on stdout, exactly as it is."""
     out.print(Text(line))
+
+
+def actor() -> str:
+    """Who types, as the audit names them."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # an account without a name, as containers have them
+        return f"cli:{os.getuid()}"
 
 
 def moment(seconds: float | None) -> str:

@@ -1,0 +1,89 @@
+"""The description of the API; law: it says what happens, every status and every body, and tests hold the server to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
+
+from orchestrator.api.errors import Problem
+from orchestrator.api.permissions import RULES, Rule
+
+DESCRIPTION = """
+Show a key as `Authorization: Bearer <key>` or, as the manager, as `X-Manager-Token`. Errors have one shape, `Problem`. Each answer has an
+`X-Request-Id` and a `traceparent`; send yours and it is continued. A 503 says by `Retry-After` when to come back.
+"""
+SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API token, or a web token made from one"},
+    "manager": {"type": "apiKey", "in": "header", "name": "X-Manager-Token", "description": "the manager token"},
+}
+PROBLEMS = {
+    400: "The request is not valid",
+    401: "A key is missing, or not one that counts",
+    403: "The key is good, and does not open this",
+    404: "There is no such thing",
+    409: "Its present state does not allow that",
+    413: "The body is larger than the limit",
+    500: "The server made a mistake",
+    503: "Something that is needed does not answer; come back",
+}
+_FRAMEWORKS_OWN = ("HTTPValidationError", "ValidationError")
+
+
+def install(app: FastAPI) -> None:
+    """Have the application describe itself this way."""
+
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = described(app)
+        return app.openapi_schema
+
+    app.openapi = describe  # type: ignore[method-assign] # FastAPI's own way to do it
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """The document: FastAPI's, with our errors and keys."""
+    document = get_openapi(title=app.title, version=app.version, summary=app.summary, description=DESCRIPTION, routes=app.routes)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in _FRAMEWORKS_OWN:
+        schemas.pop(name, None)
+    problem = TypeAdapter(Problem).json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+    schemas.update(problem.pop("$defs", {}))
+    schemas["Problem"] = problem
+    components["securitySchemes"] = SCHEMES
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _complete(operation, path, RULES[method.upper(), path])
+    return document
+
+
+def _complete(operation: dict[str, Any], path: str, rule: Rule) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    for status in _statuses(operation, path, rule):
+        answer: dict[str, Any] = {
+            "description": PROBLEMS[status],
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        if status == 503:
+            answer["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds", "required": True}}
+        responses.setdefault(str(status), answer)
+    if rule.role is not None:
+        operation["security"] = [{"bearer": []}, {"manager": []}]
+        operation["description"] = f"{operation.get('description', '')}\n\nNeeds the role {rule.role}.".strip()
+
+
+def _statuses(operation: dict[str, Any], path: str, rule: Rule) -> list[int]:
+    found = [400, 500, 503]
+    if rule.role is not None:
+        found += [401, 403]
+    if "{" in path:
+        found.append(404)
+    if rule.act:
+        found.append(409)
+    if "requestBody" in operation:
+        found.append(413)
+    return sorted(found)
