@@ -1,7 +1,7 @@
 """What beat does for agents that are not in the fleet yet: those of configuration files and package folders are entered; law: a file speaks once.
 
 What a file says is entered when it is first seen and whenever it has changed. In between, what operators say through the API holds; and who has left a
-file stays in the fleet until an operator removes it.
+file stays in the fleet until an operator removes it. A package is an offer: an agent of its id that came in another way stays as it is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from orchestrator.discovery import discover
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import AgentNotFound, OrchestratorError
 from orchestrator.fleet import Fleet
 from schemas.agents import AgentSpec
 from schemas.configuration import Discovered
@@ -19,6 +19,7 @@ from schemas.settings import Settings
 log = logging.getLogger("orchestrator.discovery")
 
 ACTOR = "discovery"
+PACKAGE = "package"
 ADOPTED_MAX = 100
 """Agents entered in one transaction."""
 
@@ -47,9 +48,16 @@ class Scout:
     def _enter(self, news: list[Discovered]) -> None:
         for how in sorted({each.discovery for each in news}):
             specs = [each.spec for each in news if each.discovery == how]
-            for agent in self._fleet.adopt(specs, discovery=how):
+            entered = specs if how != PACKAGE else [spec for spec in specs if self._is_open(spec.id)]
+            for agent in self._fleet.adopt(entered, discovery=how):
                 try:
                     self._fleet.command(agent.id, CommandName.START, actor=ACTOR)
                 except OrchestratorError as error:
                     log.warning("agent %s was found and could not be started: %s", agent.id, error.message)
             self._seen.update({spec.id: spec for spec in specs})
+
+    def _is_open(self, agent_id: str) -> bool:
+        try:
+            return self._fleet.get(agent_id).discovery == PACKAGE
+        except AgentNotFound:
+            return True

@@ -195,3 +195,13 @@ def test_agents_of_files_are_entered_and_started_whenever_they_are_new_or_have_c
     pass_time(pulse, clock, 301, step=1)
     assert fleet.get("a").spec.concurrency == 5
     assert caplog.text.count("not discovered: ") == 1, "told once"
+
+
+def test_a_package_leaves_an_agent_alone_that_came_in_another_way(fleet, air, clock, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "agent.toml").write_text("concurrency = 2\nenabled = false")
+    fleet.add(AgentSpec(id="mine", type="echo", concurrency=7))
+    settings = fleet.settings.model_copy(update={"package_folders": (tmp_path,)})
+    Pulse(fleet, settings, broadcast=air, clock=clock).go()
+    assert (fleet.get("mine").spec.concurrency, fleet.get("mine").discovery) == (7, "api")
+    assert fleet.get("echo").status is AgentStatus.STOPPED, "what came with us is known and stands still"
