@@ -70,10 +70,10 @@ class AgentSpec(BaseModel):
 
     id: str = Field(pattern=ID_PATTERN, description="unique in the fleet")
     type: str = Field(pattern=ID_PATTERN, description="class of work; its queue is work.<type>")
-    kind: AgentKind = AgentKind.NATIVE
+    kind: AgentKind = Field(AgentKind.NATIVE, description="native, child or http")
     name: str = Field("", max_length=200, description="for people; the id if empty")
-    description: str = Field("", max_length=2000)
-    version: str = Field("", max_length=100)
+    description: str = Field("", max_length=2000, description="what it does, for people")
+    version: str = Field("", max_length=100, description="of the agent, for people")
     enabled: bool = Field(default=True, description="start it when the fleet starts")
     executable: str = Field("", description="program of a child or of a service; `python` means the running interpreter")
     args: tuple[str, ...] = Field((), description="its arguments; never given to a shell")
@@ -82,10 +82,10 @@ class AgentSpec(BaseModel):
     port: int | None = Field(None, ge=1, le=65535, description="of its HTTP adapter or service; none: an ephemeral one")
     service_url: str = Field("", description="http: where the service answers; found by registration if empty")
     concurrency: int = Field(1, ge=1, le=1000, description="works at once")
-    heartbeat_interval_s: float = Field(15.0, gt=0, le=86400)
-    flush_interval_s: float = Field(60.0, gt=0, le=86400)
+    heartbeat_interval_s: float = Field(15.0, gt=0, le=86400, description="between two signs of life")
+    flush_interval_s: float = Field(60.0, gt=0, le=86400, description="between two summaries")
     drain_timeout_s: float | None = Field(None, ge=0, le=86400, description="none: that of the settings")
-    restart_mode: RestartMode = RestartMode.AUTO
+    restart_mode: RestartMode = Field(RestartMode.AUTO, description="how a restart replaces its process: auto, execv or respawn")
     metadata: dict[str, Json] = Field(default_factory=dict, description="whatever its operator wants to see again")
 
     @field_validator("args", mode="before")
