@@ -10,7 +10,7 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from celery import Celery
@@ -18,9 +18,10 @@ from celery import Celery
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.retries import DEFAULT, LOSSES_MAX, NO_RETRY, RetryState, judge
 from orchestrator.crashpoints import crashpoint
-from orchestrator.store import Store, activities, due, workers
+from orchestrator.errors import BrokerUnavailable
+from orchestrator.store import Store, Transaction, activities, control, deadletters, due, workers
 from schemas.history import ActivityCanceled, ActivityFailed, Failure, RetryPolicy
-from schemas.runs import PendingActivity, Resolved, Settlement, TryAgain, WorkerRow
+from schemas.runs import DeadLetter, PendingActivity, Replayed, Resolved, Settlement, TryAgain, WorkerRow
 from schemas.settings import Settings
 
 log = logging.getLogger("orchestrator.dispatch")
@@ -90,6 +91,23 @@ class CeleryBroker:
         with self._condition():
             self._tasks.append(activity)
             self._changed.notify()
+
+    def forward(self, queue: str, body: str, *, content_type: str | None, headers: Mapping[str, Any]) -> None:
+        """Send a message as it once came, at once. Raises BrokerUnavailable."""
+        try:
+            with self._app.producer_or_acquire() as producer:
+                declared = [self._app.amqp.queues[queue]]
+                producer.publish(
+                    body,
+                    exchange="",
+                    routing_key=queue,
+                    content_type=content_type or "application/data",
+                    content_encoding="utf-8",
+                    headers=dict(headers),
+                    declare=declared,
+                )
+        except Exception as error:
+            raise BrokerUnavailable(f"the broker did not take the message: {type(error).__name__}: {error}") from error
 
     def flush(self) -> None:
         """Wait until what was asked for has been sent, or the broker refused it."""
@@ -318,6 +336,41 @@ def recover(store: Store, broker: Broker, worker: WorkerRow, *, batch_max: int) 
                 "worker %s (pid %s on %s) is gone; %s activities are ready again", identity.node, identity.pid, identity.host, recovered
             )
             return recovered
+
+
+def replay_letter(store: Store, broker: CeleryBroker, letter_id: str) -> Replayed:
+    """Send what was set aside back to where it came from. Raises BrokerUnavailable if it is a message that the broker does not take.
+
+    A message that cannot be forgotten after it was sent is sent again by the next call: messages may come twice.
+    """
+    with store.transaction(purpose="deadletters.replay") as tx:
+        letter = deadletters.get(tx, letter_id)
+        if letter is None:
+            replayed = _replayed_before(tx, letter_id)
+        elif letter.kind == "activity":
+            replayed = deadletters.replay_activity(tx, letter)
+        else:
+            replayed = _forward(tx, broker, letter)
+    ring_all(broker, replayed.queues)
+    return replayed
+
+
+def _replayed_before(tx: Transaction, letter_id: str) -> Replayed:
+    run_id, _, numbers = letter_id.partition(":")
+    seq, _, attempt = numbers.partition(":")
+    if seq.isdigit() and attempt.isdigit() and deadletters.started_again(tx, run_id, int(seq), int(attempt)):
+        return Replayed(letter_id, done=True, told="it is on its way already")
+    return Replayed(letter_id, done=False, told="there is no such letter: it was dropped, or has been replayed and is over, or never was")
+
+
+def _forward(tx: Transaction, broker: CeleryBroker, letter: DeadLetter) -> Replayed:
+    document = letter.document if isinstance(letter.document, Mapping) else {}
+    queue, body = document.get("queue"), document.get("body")
+    if not (queue and isinstance(body, str)) or document.get("cut_off"):
+        return Replayed(letter.id, done=False, told="it is not whole, or was no message of a queue; whoever sent it must send it again")
+    broker.forward(str(queue), body, content_type=document.get("content_type") or None, headers=document.get("headers") or {})
+    control.remove_dead_letter(tx, letter.id)
+    return Replayed(letter.id, done=True, told=f"sent to queue {queue}")
 
 
 def hand_back(store: Store, broker: Broker, worker_id: str, *, batch_max: int) -> int:

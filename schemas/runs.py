@@ -324,3 +324,13 @@ class DeadLetter:
     run_id: str | None
     seq: int | None
     document: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of a dead letter that was to go back: on its way, or why not."""
+
+    letter_id: str
+    done: bool
+    told: str  # half a sentence for people
+    queues: frozenset[str] = frozenset()  # that have new work

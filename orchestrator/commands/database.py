@@ -17,10 +17,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="The schema o
 @app.command()
 def upgrade(*, as_json: AsJson = False) -> None:
     """Create or migrate the schema; workers of the version before go on working meanwhile."""
-    store = _store(make_home=True)
-    before = health.schema_state(store).current
-    store.upgrade()
-    after = health.schema_state(store).current
+    with _store(make_home=True) as store:
+        before = health.schema_state(store).current
+        store.upgrade()
+        after = health.schema_state(store).current
     if as_json:
         put_json({"database": str(store), "before": before, "after": after})
     else:
@@ -30,8 +30,8 @@ def upgrade(*, as_json: AsJson = False) -> None:
 @app.command()
 def status(*, as_json: AsJson = False) -> None:
     """Whether the schema is what this version needs; exit code 1 if not."""
-    store = _store(make_home=False)
-    state = health.schema_state(store)
+    with _store(make_home=False) as store:
+        state = health.schema_state(store)
     if as_json:
         put_json({"database": str(store), "current": state.current, "needed": state.needed, "ok": state.usable})
     else:
@@ -53,4 +53,4 @@ def _store(*, make_home: bool) -> Store:
             raise DatabaseUnavailable(
                 f"there is no database yet in {found.home.absolute()}. `orchestrator dev` makes one; ORCHESTRATOR_DATABASE_URL names another."
             )
-    return Store.open(found.database_url)
+    return Store.of(found)

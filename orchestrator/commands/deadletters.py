@@ -1,4 +1,4 @@
-"""`orchestrator deadletter …`: look at what was set aside, and drop it; law: nothing is dropped that was not named."""
+"""`orchestrator deadletter …`: look at what was set aside, send it back, or drop it; law: nothing is dropped that was not named."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import settings
+from orchestrator import dispatch, settings
 from orchestrator.commands.printing import AsJson, moment, put, put_json, put_table
+from orchestrator.dispatch import CeleryBroker, celery_for
 from orchestrator.errors import InvalidArgument
 from orchestrator.store import Store, control
 from schemas.runs import DeadLetter
+
+LETTERS_MAX = 100_000  # replayed by one --all
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="What was set aside because it could not be processed.")
 
@@ -23,7 +26,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List dead letters, newest first."""
-    with Store.open(settings.current().database_url).transaction(readonly=True) as tx:
+    with Store.of(settings.current()) as store, store.transaction(readonly=True) as tx:
         letters = control.dead_letters(tx, limit=limit)
     if as_json:
         put_json([asdict(letter) for letter in letters])
@@ -36,7 +39,7 @@ def drop(
     letter_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The letters to drop for good.")], *, as_json: AsJson = False
 ) -> None:
     """Drop dead letters for good."""
-    with Store.open(settings.current().database_url).transaction(purpose="deadletters.drop") as tx:
+    with Store.of(settings.current()) as store, store.transaction(purpose="deadletters.drop") as tx:
         unknown = [letter_id for letter_id in letter_ids if not control.remove_dead_letter(tx, letter_id)]
         if unknown:
             raise InvalidArgument(f"there is no dead letter {', '.join(unknown)}; nothing was dropped")
@@ -44,6 +47,45 @@ def drop(
         put_json({"dropped": len(letter_ids)})
     else:
         put(f"{len(letter_ids)} dropped")
+
+
+@app.command()
+def replay(
+    letter_ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="The letters to send back.")] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send dead letters back to where they came from: an activity gets a fresh attempt in its run, a message goes to its queue.
+
+    A run that is closed, or has taken its failure and gone on, is left alone, and its letter stays. Exit code 1 if any letter stays.
+    """
+    if everything == bool(letter_ids):
+        raise InvalidArgument("name the letters to replay, or say --all.")
+    found = settings.current()
+    with Store.of(found) as store:
+        broker = CeleryBroker(celery_for(found), window_s=0.0)
+        replayed = [dispatch.replay_letter(store, broker, letter_id) for letter_id in letter_ids or _all_ids(store)]
+        broker.flush()
+    done = sum(one.done for one in replayed)
+    if as_json:
+        letters = [{"id": one.letter_id, "replayed": one.done, "told": one.told} for one in replayed]
+        put_json({"replayed": done, "stay": len(replayed) - done, "letters": letters})
+    else:
+        rows = [(one.letter_id, "replayed" if one.done else "stays", one.told) for one in replayed]
+        put_table(("id", "", ""), rows, empty="no dead letters")
+    raise typer.Exit(0 if done == len(replayed) else 1)
+
+
+def _all_ids(store: Store) -> list[str]:
+    ids: list[str] = []
+    while len(ids) < LETTERS_MAX:
+        with store.transaction(readonly=True) as tx:
+            page = control.dead_letters(tx, limit=control.DEAD_LETTERS_PAGE_MAX, after_id=ids[-1] if ids else None)
+        ids += [letter.id for letter in page]
+        if len(page) < control.DEAD_LETTERS_PAGE_MAX:
+            break
+    return ids
 
 
 def _row(letter: DeadLetter) -> tuple[str, str, str, str, str]:

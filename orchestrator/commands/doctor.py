@@ -64,13 +64,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
             "database", f"none yet in {settings.home.absolute()}", False, "Run `orchestrator dev`, or set ORCHESTRATOR_DATABASE_URL."
         )
         return
-    store = Store.open(settings.database_url)
-    for check in (_schema, _workers, _beat, _clock, _waiting, _stuck):
-        try:
-            yield check(store)
-        except (DatabaseUnavailable, DatabaseNotMigrated) as error:
-            yield Finding("database", error.message, "See above.", ok=False)
-            return
+    with Store.of(settings) as store:
+        for check in (_schema, _workers, _beat, _clock, _waiting, _stuck):
+            try:
+                yield check(store)
+            except (DatabaseUnavailable, DatabaseNotMigrated) as error:
+                yield Finding("database", error.message, "See above.", ok=False)
+                return
 
 
 def _judged(what: str, found: str, ok: bool, remedy: str) -> Finding:

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import psycopg
 import sqlalchemy
@@ -156,6 +156,12 @@ class Store:
     def dispose(self) -> None:
         """Close the connections that are not in use; the store opens new ones when it is used again."""
         self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.dispose()
 
     def __repr__(self) -> str:
         return self._url.render_as_string(hide_password=True)

@@ -68,7 +68,7 @@ _SETTLED_GONE = """
 DELETE FROM activities
 WHERE (run_id, seq) IN (SELECT a.run_id, a.seq FROM {rows run_id:text, seq:int, attempt:int}
                         JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt)
-RETURNING run_id, seq, run_queue, type, scheduled, detached
+RETURNING run_id, seq, run_queue, queue, scheduled, detached
 """
 _DETACHED_GONE = """
 DELETE FROM activities
@@ -218,5 +218,5 @@ def _row(key: ActivityKey) -> tuple[str, int, int]:
 
 
 def _letter(resolved: Resolved, row: Sequence[Any]) -> str:
-    _, _, scheduled, _ = row
-    return documents.dump({"scheduled": documents.load(scheduled), "arrival": resolved.arrival})
+    _, queue, scheduled, _ = row
+    return documents.dump({"scheduled": documents.load(scheduled), "queue": queue, "arrival": resolved.arrival})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from orchestrator.store import documents, hints
+from orchestrator.store.documents import DEAD_LETTER_COLUMNS, QUESTION_COLUMNS
 from orchestrator.store.transaction import Transaction
 from schemas.runs import DeadLetter, Question
 
@@ -18,29 +18,28 @@ ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded
 WHERE leases.holder = excluded.holder OR leases.expires_at <= {now}
 RETURNING epoch
 """
-_QUESTION_COLUMNS = "id, run_id, queue, type, name, args, answer, failure, answered_at"
 _ASK = """
 INSERT INTO queries (id, run_id, queue, type, name, args, asked_at) VALUES (:id, :run_id, :queue, :type, :name, :args, {now})
 ON CONFLICT DO NOTHING
 """
 _QUESTIONS = f"""
-SELECT {_QUESTION_COLUMNS} FROM queries
+SELECT {QUESTION_COLUMNS} FROM queries
 WHERE answered_at IS NULL AND {{in queue :queues}} AND {{in type :types}} ORDER BY asked_at LIMIT :batch_max
 """  # noqa: S608 - columns of our own
 _ANSWER = """
 UPDATE queries SET answer = v.answer, failure = v.failure, answered_at = {now} FROM {rows id:text, answer:text, failure:text}
 WHERE queries.id = v.id AND queries.answered_at IS NULL RETURNING queries.id
 """
-_ANSWERED = f"SELECT {_QUESTION_COLUMNS} FROM queries WHERE {{in id :ids}} AND answered_at IS NOT NULL"  # noqa: S608 - columns of our own
+_ANSWERED = f"SELECT {QUESTION_COLUMNS} FROM queries WHERE {{in id :ids}} AND answered_at IS NOT NULL"  # noqa: S608 - columns of our own
 _PRUNE_QUESTIONS = "DELETE FROM queries WHERE asked_at <= {now} - :older_than_s RETURNING id"
 _ADD_DEAD_LETTER = """
 INSERT INTO dead_letters (id, kind, reason, at, run_id, seq, document) VALUES (:id, :kind, :reason, {now}, :run_id, :seq, :document)
 ON CONFLICT DO NOTHING
 """
-_DEAD_LETTERS = """
-SELECT d.id, d.kind, d.reason, d.at, d.run_id, d.seq, d.document FROM dead_letters d LEFT JOIN dead_letters last ON last.id = :after_id
+_DEAD_LETTERS = f"""
+SELECT {DEAD_LETTER_COLUMNS} FROM dead_letters d LEFT JOIN dead_letters last ON last.id = :after_id
 WHERE last.id IS NULL OR (d.at, d.id) < (last.at, last.id) ORDER BY d.at DESC, d.id DESC LIMIT :most
-"""
+"""  # noqa: S608 - columns of our own
 _SAVE_BEAT_ENTRIES = """
 INSERT INTO beat_entries (name, last_run_at, total_run_count)
 SELECT v.name, v.last_run_at, v.total_run_count FROM {rows name:text, last_run_at:float, total_run_count:int} WHERE true
@@ -73,7 +72,7 @@ def ask(tx: Transaction, question: Question) -> None:
 
 def questions(tx: Transaction, queues: Sequence[str], types: Sequence[str], batch_max: int) -> list[Question]:
     """Queries without an answer, the oldest first; several workers may find the same one."""
-    return [_question(row) for row in tx.run(_QUESTIONS, queues=list(queues), types=list(types), batch_max=batch_max)]
+    return [documents.question(row) for row in tx.run(_QUESTIONS, queues=list(queues), types=list(types), batch_max=batch_max)]
 
 
 def answer(tx: Transaction, answers: Sequence[Question]) -> set[str]:
@@ -85,7 +84,7 @@ def answer(tx: Transaction, answers: Sequence[Question]) -> set[str]:
 
 def answered(tx: Transaction, ids: Sequence[str]) -> list[Question]:
     """Those of these queries that have an answer."""
-    return [_question(row) for row in tx.run(_ANSWERED, ids=list(ids))]
+    return [documents.question(row) for row in tx.run(_ANSWERED, ids=list(ids))]
 
 
 def prune_questions(tx: Transaction, older_than_s: float) -> int:
@@ -109,9 +108,7 @@ def add_dead_letter(tx: Transaction, letter: DeadLetter) -> None:
 def dead_letters(tx: Transaction, *, limit: int = 100, after_id: str | None = None) -> list[DeadLetter]:
     """What was set aside, newest first; the page after the letter `after_id`."""
     rows = tx.run(_DEAD_LETTERS, after_id=after_id or "", most=min(limit, DEAD_LETTERS_PAGE_MAX))
-    return [
-        DeadLetter(id_, kind, reason, at, run_id, seq, documents.load(document)) for id_, kind, reason, at, run_id, seq, document in rows
-    ]
+    return [documents.dead_letter(row) for row in rows]
 
 
 def remove_dead_letter(tx: Transaction, letter_id: str) -> bool:
@@ -132,18 +129,3 @@ def save_beat_entries(tx: Transaction, entries: Mapping[str, tuple[float | None,
 def remove_beat_entries(tx: Transaction, names: Sequence[str]) -> None:
     """Forget entries that are not in the schedule any more."""
     tx.run("DELETE FROM beat_entries WHERE {in name :names}", names=list(names))
-
-
-def _question(row: Sequence[Any]) -> Question:
-    id_, run_id, queue, type_, name, args, answered_with, failed, answered_at = row
-    return Question(
-        id=id_,
-        run_id=run_id,
-        queue=queue,
-        type=type_,
-        name=name,
-        args=tuple(documents.load(args)),
-        answer=documents.load(answered_with),
-        failure=documents.failure(failed),
-        answered=answered_at is not None,
-    )

@@ -9,7 +9,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from schemas.history import ARRIVALS, EVENT, EVENTS, ActivityScheduled, Arrival, Close, Command, Failure, Json, Turn
-from schemas.runs import ActivityKey, ActivityState, PendingActivity, RunDescription, Status
+from schemas.runs import ActivityKey, ActivityState, DeadLetter, PendingActivity, Question, RunDescription, Status
 
 _SCHEDULED: TypeAdapter[ActivityScheduled] = TypeAdapter(ActivityScheduled)
 _FAILURE: TypeAdapter[Failure] = TypeAdapter(Failure)
@@ -85,6 +85,36 @@ def pending(row: Sequence[Any]) -> PendingActivity:
         losses=losses,
         cancel_requested=bool(cancel_requested),
     )
+
+
+# The columns of a query in the order that `question` reads them.
+QUESTION_COLUMNS = "id, run_id, queue, type, name, args, answer, failure, answered_at"
+
+
+def question(row: Sequence[Any]) -> Question:
+    """A query from its QUESTION_COLUMNS."""
+    id_, run_id, queue, type_, name, args, answered_with, failed, answered_at = row
+    return Question(
+        id=id_,
+        run_id=run_id,
+        queue=queue,
+        type=type_,
+        name=name,
+        args=tuple(load(args)),
+        answer=load(answered_with),
+        failure=failure(failed),
+        answered=answered_at is not None,
+    )
+
+
+# The columns of a dead letter (`dead_letters d`) in the order that `dead_letter` reads them.
+DEAD_LETTER_COLUMNS = "d.id, d.kind, d.reason, d.at, d.run_id, d.seq, d.document"
+
+
+def dead_letter(row: Sequence[Any]) -> DeadLetter:
+    """What was set aside, from its DEAD_LETTER_COLUMNS."""
+    id_, kind, reason, at, run_id, seq, document = row
+    return DeadLetter(id_, kind, reason, at, run_id, seq, load(document))
 
 
 # The columns of a run and its payloads (`runs r LEFT JOIN run_payloads p`) in the order that `described` reads them.

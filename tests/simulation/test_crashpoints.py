@@ -20,6 +20,8 @@ OF_BEAT = [point for point in POINTS if point.startswith("beat.")]
 ELSEWHERE = {
     "deadletters.drop:before_commit": "one transaction of an operator; nothing comes after it",
     "deadletters.drop:after_commit": "one transaction of an operator; nothing comes after it",
+    "deadletters.replay:before_commit": "one transaction of an operator; nothing comes after it but rings",
+    "deadletters.replay:after_commit": "one transaction of an operator; nothing comes after it but rings",
     **{
         f"works.{act}:{when}_commit": "workers with agents die there in tests/e2e/test_agents_chaos.py"
         for act in ("accept", "begin", "finish")
