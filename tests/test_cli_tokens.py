@@ -10,8 +10,8 @@ from tests.test_cli import DEAD_BROKER, Shell
 
 
 @pytest.fixture
-def shell(tmp_path, sqlite_url):
-    return Shell(tmp_path, database_url=sqlite_url, broker_url=DEAD_BROKER)
+def shell(tmp_path, sqlite_url, capsys, monkeypatch):
+    return Shell(tmp_path, capsys, monkeypatch, database_url=sqlite_url, broker_url=DEAD_BROKER)
 
 
 def entries(url):

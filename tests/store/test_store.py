@@ -100,7 +100,7 @@ def test_the_clock_of_an_sqlite_store_can_be_moved():
         ("nonsense", "cannot be read"),
         ("", "cannot be read"),
         ("mysql://root:hunter2@localhost/x", "not supported"),
-        ("postgresql+psycopg2://root:hunter2@localhost/x", "not supported"),
+        ("postgresql+pg8000://root:hunter2@localhost/x", "not supported"),
         ("postgresql://root:hunter2@localhost:port/x", "cannot be read"),
     ],
 )
