@@ -38,14 +38,14 @@ class Discovery:
 def discover(settings: Settings) -> Discovery:
     """The agents of the files and folders that `settings` name, read anew, each with the restart mode and the port that it is to have.
 
-    The packages that came with us are not enabled: whoever wants one starts it, or says so in a configuration file. Who is in a configuration file wins over a package of the same id. Raises nothing: what is wrong with a file is among the problems.
+    The packages that came with us are not enabled unless `package_enabled` names them. Who is in a configuration file wins over a package of the same id. Raises nothing: what is wrong with a file is among the problems.
     """
     told = configuration.read(settings.config)
     shipped = shipped_folder()
     packages = in_folders((*settings.package_folders, shipped), skip=settings.package_skip)
     configured = {found.spec.id for found in told.agents}
     agents = (*told.agents, *(found for found in packages.agents if found.spec.id not in configured))
-    agents = tuple(_with_restart_mode(_asleep(found, shipped), settings) for found in agents)
+    agents = tuple(_with_restart_mode(_asleep(found, shipped, settings), settings) for found in agents)
     placed = with_ports(agents, settings) if settings.deterministic_ports else Discovery(agents)
     return Discovery(
         placed.agents,
@@ -126,7 +126,8 @@ def _package(folder: Path) -> Discovered | list[Problem]:
         document = read_document(file)
     except Unreadable as error:
         return [Problem(Origin(str(file), error.line), error.message)]
-    made = agent_values({"id": folder.name, **document.content})
+    named = {"id", "agent_id"} & set(document.content)
+    made = agent_values(document.content if named else {"id": folder.name, **document.content})
     wrong = [Problem(Origin(str(file)), text, folder.name) for text in made.problems]
     spec = configuration.spec_of({**made.values, **_own_files(folder, made.values)})
     if isinstance(spec, AgentSpec) and not wrong:
@@ -153,11 +154,11 @@ def _own_files(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _asleep(found: Discovered, shipped: Path) -> Discovered:
+def _asleep(found: Discovered, shipped: Path, settings: Settings) -> Discovered:
     ours = found.discovery == "package" and Path(found.origin.file).is_relative_to(shipped)
     if not ours or "enabled" in found.spec.model_fields_set:
         return found
-    return replace(found, spec=found.spec.model_copy(update={"enabled": False}))
+    return replace(found, spec=found.spec.model_copy(update={"enabled": found.spec.id in settings.package_enabled}))
 
 
 def _with_restart_mode(found: Discovered, settings: Settings) -> Discovered:

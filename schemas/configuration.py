@@ -8,6 +8,8 @@ from typing import Any
 
 from schemas.agents import AgentSpec
 
+SENTENCE_CHARACTERS_MAX = 600
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -31,8 +33,9 @@ class Problem:
 
     @property
     def sentence(self) -> str:
-        """For people: where, then what."""
-        return f"{self.origin}: {self.message}"
+        """For people: where, then what; one line, whatever was written into keys."""
+        text = " ".join(f"{self.origin}: {self.message}".split())
+        return text if len(text) <= SENTENCE_CHARACTERS_MAX else text[: SENTENCE_CHARACTERS_MAX - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)

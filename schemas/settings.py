@@ -99,6 +99,7 @@ class Settings(BaseModel):
     cleanup_interval_s: float = Field(3600.0, gt=0, description="how often beat removes what is older than its retention")
     package_folders: tuple[Path, ...] = Field((), description="folders of agent packages, besides the one that came with us")
     package_skip: tuple[str, ...] = Field(("__pycache__", "_template", "test"), description="names of folders that are no agent packages")
+    package_enabled: tuple[str, ...] = Field((), description="ids of agents of the packages that came with us that are to be started")
     deterministic_ports: bool = Field(False, description="give an agent without a port the one of its place, from agent_port_base on")
     agent_port_base: int = Field(8100, ge=1, le=65535, description="first of the deterministic ports")
     console_heartbeats: bool = Field(False, description="agent hosts print each heartbeat")

@@ -48,8 +48,9 @@ def find(folder: Path) -> tuple[Path, ...]:
 
 def read(paths: Iterable[Path]) -> Configuration:
     """What these files say together. A file that cannot be read is a mistake, like any other in `mistakes`."""
-    files = [path for path, _ in zip(dict.fromkeys(paths), range(FILES_MAX), strict=False)]
-    mistakes: list[Problem] = []
+    named = list(dict.fromkeys(paths))
+    files = named[:FILES_MAX]
+    mistakes = [Problem(Origin(str(path)), f"is one file too many; at most {FILES_MAX} are read") for path in named[FILES_MAX:][:1]]
     drafts = []
     for path in files:
         try:

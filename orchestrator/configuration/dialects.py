@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from orchestrator.configuration.documents import Document, Steps
 from orchestrator.configuration.keys import AGENT_KEYS, ALIASES, CAMEL, KEYS, KINDS, NOT_USED, SECTIONS
-from orchestrator.configuration.sentences import meant
+from orchestrator.configuration.sentences import meant, shown
 from schemas.configuration import Origin, Problem
 
 AGENTS_MAX = 10_000
@@ -131,7 +131,7 @@ class _Translation:
         origin = self._origin(("nats", "url"))
         if not isinstance(url, str):
             self._blame(("nats", "url"), "nats.url must be text")
-        elif urlsplit(url).scheme in {"nats", "tls", "ws", "wss"}:
+        elif url.partition("://")[0] in {"nats", "tls", "ws", "wss"}:
             self._warn(
                 ("nats",),
                 f"nats.url becomes bus.broker_url = {NATS_INSTEAD}, unless another file or ORCHESTRATOR_BROKER_URL says otherwise: the bus is "
@@ -139,8 +139,13 @@ class _Translation:
             )
             self.draft.settings.append(Setting("broker_url", NATS_INSTEAD, origin, weak=True))
         else:
+            try:
+                broker_url = _broker_url(url, nats)
+            except ValueError:
+                self._blame(("nats", "url"), "nats.url is no URL that can be read")
+                return
             self._warn(("nats",), "nats.url becomes bus.broker_url, with nats.user, nats.password and nats.tls_verify in it")
-            self.draft.settings.append(Setting("broker_url", _broker_url(url, nats), origin, weak=True))
+            self.draft.settings.append(Setting("broker_url", broker_url, origin, weak=True))
 
     def _agents(self, value: Any) -> None:  # noqa: ANN401 - whatever the file says
         if not isinstance(value, list):
@@ -171,7 +176,7 @@ class _Translation:
             else:
                 hint = meant(str(kind), [SPAWNED])
                 self._warn(
-                    ("plugins", label, "plugin_type"), f'{called} has the plugin_type {kind!r}, and only "{SPAWNED}" is started{hint}'
+                    ("plugins", label, "plugin_type"), f'{called} has the plugin_type {shown(kind)}, and only "{SPAWNED}" is started{hint}'
                 )
 
     def _agent(self, entry: Any, steps: Steps, called: str, problem: str = "") -> None:  # noqa: ANN401 - whatever the file says
@@ -215,8 +220,8 @@ def agent_values(entry: dict[str, Any], *, camel: bool = False) -> AgentValues:
     for key, value in entry.items():
         name = AGENT_KEYS.get(key)
         if key == "ack_policy":
-            if value not in {None, "late"}:
-                made.problems.append(f"ack_policy must be 'late', but is {value!r}: work that was accepted is done, or told as failed")
+            if value is not None and value != "late":
+                made.problems.append(f"ack_policy must be 'late', but is {shown(value)}: work that was accepted is done, or told as failed")
         elif name is None:
             (made.warnings if camel else made.problems).append(f"{key} is nothing that an agent can say{meant(key, AGENT_KEYS)}")
         elif value is None or (name == "port" and value == 0 and value is not False):

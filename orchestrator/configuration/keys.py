@@ -28,6 +28,7 @@ _NAMED: Mapping[str, str] = {
     "manager.registry_ttl_s": "registry_ttl_s",
     "manager.package_folders": "package_folders",
     "manager.package_skip": "package_skip",
+    "manager.package_enabled": "package_enabled",
     "manager.deterministic_ports": "deterministic_ports",
     "manager.agent_port_base": "agent_port_base",
     "bus.broker_url": "broker_url",

@@ -40,7 +40,7 @@ def settings(tmp_path: Path, text: str = "", **fields) -> Settings:
 @pytest.mark.req("S2-07")
 def test_packages_are_found_by_their_file_and_the_broken_one_is_told(packages):
     packages("a")
-    packages("b", '{"id": "other", "type": "b", "entry_point": "some.module:B"}', "agent.json")
+    packages("b", '{"agent_id": "other", "type": "b", "entry_point": "some.module:B"}', "agent.json")
     packages("c", "description: third\nconcurrency: 4", "agent.yaml")
     packages("_template")
     packages("test")
@@ -138,10 +138,9 @@ def test_the_packages_that_came_with_us_are_found_in_order_and_none_is_started_u
     assert not any(each.spec.enabled for each in found.agents)
 
 
-def test_one_that_came_with_us_is_started_if_a_file_says_so(tmp_path):
-    name = discover(settings(tmp_path)).agents[0].spec.id
-    found = discover(settings(tmp_path, f"agents: [{{id: {name}, executable: x}}]"))
-    assert next(each.spec.enabled for each in found.agents if each.spec.id == name)
+def test_one_that_came_with_us_is_started_if_the_settings_name_it(tmp_path):
+    found = discover(settings(tmp_path, package_enabled=("echo",)))
+    assert [each.spec.id for each in found.agents if each.spec.enabled] == ["echo"]
 
 
 @pytest.mark.req("S1-17")

@@ -443,6 +443,11 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     assert "Is a directory" in read([tmp_path / "dir.yaml"]).mistakes[0].message
 
 
+def test_too_many_files_are_a_mistake(tmp_path):
+    found = read(tmp_path / f"{number}.yaml" for number in range(102))
+    assert found.mistakes[0].sentence == f"{tmp_path}/100.yaml: is one file too many; at most 100 are read"
+
+
 def test_a_thousand_agents_are_read_in_a_moment(tmp_path):
     (tmp_path / "fleet.yaml").write_text(
         "agents:\n" + "".join(f"  - {{id: a{n}, kind: child, executable: x, args: [y]}}\n" for n in range(1_000))
