@@ -227,16 +227,45 @@ def test_a_child_that_floods_is_slowed_and_the_others_are_heard(host, told, monk
 
 
 def test_while_the_sink_waits_little_is_held_and_nothing_is_lost(host, told):
-    host.start(child(SAY + f"for n in range(5000): say('{HEARTBEAT}')\nsay('{SUMMARY}')" + FOREVER)).result(WAIT_MAX_S)
+    ack = '{"type":"ack","ack_command":"stop"}'
+    host.start(child(SAY + f"for n in range(5000): say('{ack}')\nsay('{SUMMARY}')" + FOREVER)).result(WAIT_MAX_S)
     told.wait("c-1", "started")
     told.gate.clear()
     host.start(child(OBEDIENT, "other")).result(WAIT_MAX_S)
     assert host.flush("other").result(WAIT_MAX_S).latency_s < WAIT_MAX_S, "commands go on"
     held = host._reports._queue.qsize()
-    assert held <= 2 * OUTSTANDING_REPORTS_MAX + 2 * OUTSTANDING_BYTES_MAX // len(HEARTBEAT)
+    assert held <= 2 * OUTSTANDING_REPORTS_MAX + 2 * OUTSTANDING_BYTES_MAX // len(ack)
     told.gate.set()
     told.wait("c-1", "summary")
-    assert len(told.of("c-1", "heartbeat")) == 5000
+    assert len(told.of("c-1", "ack")) == 5000
+
+
+@pytest.mark.parametrize("kind, line", [("heartbeat", HEARTBEAT), ("error", '{"type":"error","message":"m"}')])
+def test_of_a_thousand_heartbeats_or_errors_at_once_the_sink_hears_a_hundred_and_of_summaries_all(host, told, kind, line):
+    host.start(child(SAY + f"for n in range(1000): say('{line}')\nfor n in range(1000): say('{SUMMARY}')" + FOREVER)).result(WAIT_MAX_S)
+    told.wait("c-1", "summary", 1000)
+    assert 100 <= len(told.of("c-1", kind)) < 1000
+    if kind == "error":
+        assert len(tail(host.log_folder, "c-1", 10_000)) == 1000, "its log has them all"
+
+
+def test_a_child_that_is_told_to_leave_and_stays_is_ended(host, told):
+    host.start(child(SAY + FOREVER)).result(WAIT_MAX_S)
+    with pytest.raises(FleetError, match="did not acknowledge shutdown"):
+        host.sequence("c-1", ("shutdown",), timeout_s=0.2).result(WAIT_MAX_S)
+    ended = told.wait("c-1", "exited")[0]
+    assert (ended.code, ended.asked, ended.signalled) == (-signal.SIGTERM, True, True)
+
+
+def test_a_crash_while_it_drains_can_be_told_from_a_stop(host):
+    host.start(child(SAY + "sys.stdin.readline(); sys.exit(3)")).result(WAIT_MAX_S)
+    ended = host.stop("c-1", drain_s=WAIT_MAX_S).result(WAIT_MAX_S)
+    assert (ended.code, ended.asked, ended.signalled, ended.forced) == (3, True, False, False)
+
+
+def test_a_python_child_that_does_not_flush_is_heard(host, told):
+    host.start(child(f"import time; print('{HEARTBEAT}')" + FOREVER)).result(WAIT_MAX_S)
+    told.wait("c-1", "heartbeat")
 
 
 def test_a_sink_that_raises_hears_the_next_report(tmp_path):

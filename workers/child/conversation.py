@@ -31,8 +31,10 @@ from workers.child.reports import Flushed, Reports, Sequenced, Source
 
 FLUSH_ATTEMPTS_MAX = 2
 DEAD_LETTER_CHARS_MAX = 2_000
-DEAD_LETTERS_BURST = 100
-DEAD_LETTERS_PER_S = 1.0
+DEAD_LETTERS_BURST, DEAD_LETTERS_PER_S = 100, 1.0
+ERRORS_BURST, ERRORS_PER_S = 100, 1.0
+HEARTBEATS_BURST, HEARTBEATS_PER_S = 100, 20.0
+"""What is reported of one child; what is beyond is only counted, errors stay in its log. Summaries and acknowledgements have no such limit."""
 STRAYS_TOLD = 5
 LEAVING: tuple[Member, ...] = ("stop", "flush", "shutdown")
 
@@ -73,7 +75,10 @@ class Conversation:
         self._loop = asyncio.get_running_loop()
         self._flush: _Flush | None = None
         self._sequence: _Sequence | None = None
-        self._budget = Budget(DEAD_LETTERS_BURST, DEAD_LETTERS_PER_S, self._loop.time())
+        now = self._loop.time()
+        self._letters = Budget(DEAD_LETTERS_BURST, DEAD_LETTERS_PER_S, now)
+        self._errors = Budget(ERRORS_BURST, ERRORS_PER_S, now)
+        self._heartbeats = Budget(HEARTBEATS_BURST, HEARTBEATS_PER_S, now)
 
     # --- what it says
 
@@ -98,7 +103,8 @@ class Conversation:
         sink = self._reports.sink
         match frame:
             case HeartbeatFrame():
-                self._report(size, sink.heartbeat, frame)
+                if self._heartbeats.spend(self._loop.time()):
+                    self._report(size, sink.heartbeat, frame)
             case SummaryFrame():
                 self._flushed()
                 self._report(size, sink.summary, frame.text, frame)
@@ -107,14 +113,15 @@ class Conversation:
                 self._report(size, sink.acknowledged, frame)
             case ErrorFrame():
                 self._note("ERROR", frame.message)
-                self._report(size, sink.error, frame)
+                if self._errors.spend(self._loop.time()):
+                    self._report(size, sink.error, frame)
 
     def _set_aside(self, said: Line, reason: str) -> None:
         self.dead_letters += 1
-        if self._budget.spend(self._loop.time()):
-            if self._budget.skipped:
-                reason = f"{reason} ({self._budget.skipped} more were dropped before it)"
-                self._budget.skipped = 0
+        if self._letters.spend(self._loop.time()):
+            if self._letters.skipped:
+                reason = f"{reason} ({self._letters.skipped} more were dropped before it)"
+                self._letters.skipped = 0
             text = said.text[:DEAD_LETTER_CHARS_MAX].decode(errors="backslashreplace")[:DEAD_LETTER_CHARS_MAX]
             self._report(len(said.text), self._reports.sink.dead_letter, text, reason)
 
@@ -220,8 +227,8 @@ class Conversation:
                 self._sequence_done(left=True)
             else:
                 self._sequence_failed(f"ended before it acknowledged {self._sequence.left[0]}")
-        if self._budget.skipped:
-            self._report(0, self._reports.sink.dead_letter, "", f"{self._budget.skipped} more lines were no frames")
+        if self._letters.skipped:
+            self._report(0, self._reports.sink.dead_letter, "", f"{self._letters.skipped} more lines were no frames")
         flush, self._flush = self._flush, None
         if flush is not None:
             _cancel(flush.timer)

@@ -47,6 +47,7 @@ class Hosted:
         self.asked = False
         self.task: asyncio.Task[None] | None = None
         self._flush_timeout_s = settings.flush_timeout_s
+        self._grace_s = settings.terminate_grace_s
         self._reports = reports
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -78,7 +79,17 @@ class Hosted:
         await self.process.discard()
         assert self.started is not None, "it lives"
         reason = "" if self.asked else self._reason
-        return Exit(self.launch.agent_id, self.process.pid, code, self.asked, forced, reason, self._clock.now())
+        signalled = self.process.signalled
+        return Exit(
+            self.launch.agent_id,
+            self.process.pid,
+            code,
+            asked=self.asked,
+            forced=forced,
+            signalled=signalled,
+            reason=reason,
+            at=self._clock.now(),
+        )
 
     def over(self, ended: Exit) -> None:
         """It is gone: tell all who wait, and the sink last."""
@@ -128,9 +139,10 @@ class Hosted:
         self._talk().flush(future, self._flush_timeout_s)
 
     def sequence(self, future: Future[Sequenced], members: tuple[Member, ...], timeout_s: float) -> None:
-        """Have it do these."""
+        """Have it do these; who is told to leave and has not left in time is ended."""
         if self._talk().sequence(future, members, timeout_s) and "shutdown" in members:
             self.asked = True
+            self._timers.append(self._loop.call_later(timeout_s, self._end, 0.0, self._grace_s, signal.SIGTERM))
 
     def _talk(self) -> Conversation:
         if self._conversation is None:

@@ -73,7 +73,9 @@ def _environment(spec: AgentSpec, settings: Settings) -> dict[str, str]:
         "BROKER_URL": broker_url,
         "NATS_URL": broker_url,
     }
-    return known | told | (_of_service(spec, settings) if spec.kind is AgentKind.HTTP else {})
+    # Whoever forgets to flush its lines is heard all the same, if it is Python.
+    unbuffered = {"PYTHONUNBUFFERED": "1"} if spec.kind is AgentKind.CHILD else {}
+    return unbuffered | known | told | (_of_service(spec, settings) if spec.kind is AgentKind.HTTP else {})
 
 
 def _of_service(spec: AgentSpec, settings: Settings) -> dict[str, str]:

@@ -71,14 +71,20 @@ class GuardedProcess:
         self._pipes: list[_Pipe] = []
         self._readers: dict[int, asyncio.ReadTransport] = {}
         self._stdin: asyncio.WriteTransport | None = None
+        self.signalled = False  # it has been asked to leave by signal
         self._unsaid: list[bytes] | None = [] if launch.kind is AgentKind.CHILD else None  # said before its stdin was open
         self._waits: dict[int, set[str]] = {}  # why a stream is not read
+        self._discarded = False
 
     async def start(self) -> None:
         """Start it; raises FleetError (start_failed) with the reason if there is no process in the end."""
         self._popen, guard = _spawn(self.launch)
         try:
-            self._reader, self._writer = await asyncio.open_connection(sock=guard)
+            try:
+                self._reader, self._writer = await asyncio.open_connection(sock=guard)
+            except BaseException:
+                guard.close()
+                raise
             self._writer.writelines(self._orders)
             await self._started()
         except BaseException:
@@ -118,7 +124,7 @@ class GuardedProcess:
         else:
             reasons.discard(why)
         reader = self._readers.get(stream)
-        if reader is None or reader.is_closing() or bool(reasons) == waited:
+        if reader is None or reader.is_closing() or bool(reasons) == waited or self._discarded:
             return
         if waiting:
             reader.pause_reading()
@@ -127,6 +133,7 @@ class GuardedProcess:
 
     def end(self, grace_s: float, number: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to leave; whatever of it is left after the grace is killed. Returns at once, and may be said again with a shorter grace."""
+        self.signalled = True
         order = f"end {grace_s:f} {int(number)}\n".encode()
         if self._writer is None:
             self._orders.append(order)
@@ -145,6 +152,7 @@ class GuardedProcess:
                 return -int(signal.SIGKILL), True
             return int(words[1]), words[2] == b"1"
         # The guard was killed, and the kernel has killed the agent; what else is in its group goes now.
+        assert self.pid > 0, "it has started"
         with suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)
         return -int(signal.SIGKILL), True
@@ -163,6 +171,7 @@ class GuardedProcess:
         for stream, reasons in self._waits.items():
             for why in tuple(reasons):
                 self.wait(stream, why, waiting=False)
+        self._discarded = True  # what is left is no more than the pipes hold
         if self._pipes:
             await asyncio.wait([pipe.closed for pipe in self._pipes], timeout=PIPES_MAX_S)
         for reader in self._readers.values():
@@ -176,11 +185,14 @@ class GuardedProcess:
         for file in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             if file is not None:
                 file.close()  # if nobody opened it
-        deadline = asyncio.get_running_loop().time() + REAP_MAX_S
-        while self._popen.poll() is None:
-            await asyncio.sleep(REAP_INTERVAL_S)
-            if asyncio.get_running_loop().time() > deadline:
-                self._popen.kill()
+        for _ in range(2):
+            deadline = asyncio.get_running_loop().time() + REAP_MAX_S
+            while self._popen.poll() is None and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - a process has no event
+                await asyncio.sleep(REAP_INTERVAL_S)
+            if self._popen.returncode is not None:
+                return
+            self._popen.kill()
+        log.error("the guard of agent %s does not end", self.launch.agent_id)
 
     async def _started(self) -> None:
         try:

@@ -39,6 +39,7 @@ class Exit:
     code: int  # negative: the signal that ended it
     asked: bool  # somebody wanted it to end: then any code means stopped
     forced: bool  # it did not leave within its grace and was killed
+    signalled: bool = False  # it was told by signal; else a code that is not 0 is a crash, even while it drained
     reason: str = ""  # why its host ended it unasked
     at: float = 0.0
 
