@@ -102,6 +102,9 @@ class Settings(BaseModel):
     package_enabled: tuple[str, ...] = Field((), description="ids of agents of the packages that came with us that are to be started")
     deterministic_ports: bool = Field(False, description="give an agent without a port the one of its place, from agent_port_base on")
     agent_port_base: int = Field(8100, ge=1, le=65535, description="first of the deterministic ports")
+    agent_secrets: tuple[str, ...] = Field(
+        (), description="environment variables that the processes of agents get although they look like secrets"
+    )
     console_heartbeats: bool = Field(False, description="agent hosts print each heartbeat")
     log_level: LogLevel = Field("INFO", description="of agent hosts and the processes that they start")
     log_directory: Path | None = Field(None, description="folder of the agents' logs and of their event files; none: `logs` in home")

@@ -58,6 +58,7 @@ _NAMED: Mapping[str, str] = {
     "runtime.execute_wait_s": "execute_wait_s",
     "runtime.remote_control_s": "remote_control_s",
     "runtime.console_heartbeats": "console_heartbeats",
+    "runtime.agent_secrets": "agent_secrets",
     "idempotency.cache_max_size": "idempotency_cache_max",
     "idempotency.cache_ttl_s": "idempotency_cache_s",
     "idempotency.retention_s": "idempotency_retention_s",

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from schemas.frames import AckFrame, ErrorFrame, Frame, HeartbeatFrame, SummaryFrame, read
+from schemas import frames as protocol
+from schemas.frames import MEMBERS, AckFrame, ErrorFrame, FlushCommand, Frame, HeartbeatFrame, SequenceCommand, SummaryFrame, read
 from tests.workers.child_kit import WAIT_MAX_S, Told, child, gone, hosting
 
 PACKAGES = Path(__file__).resolve().parents[2] / "workers" / "packages"
@@ -222,6 +223,15 @@ def test_our_summaries_have_the_long_form(ours):
     assert data["duration_s"] == pytest.approx((end - start).total_seconds(), abs=1e-9)
     assert data["count"] == len(data["items"])
     assert len(data["start_time"]) == len("2025-11-10T14:23:45.123Z")
+
+
+@pytest.mark.req("S0-38")
+def test_the_document_names_every_frame_and_every_command():
+    text = DOCUMENT.read_text()
+    commands = (FlushCommand(), SequenceCommand(sequence=("stop", "flush", "shutdown")))
+    wanted = [f'{{"type":"{kind}"' for kind in ("heartbeat", "summary", "ack", "error")]
+    wanted += [f"`{protocol.line(command).decode().strip()}`" for command in commands] + [f"`{member}`" for member in MEMBERS]
+    assert [words for words in wanted if words not in text] == []
 
 
 @pytest.mark.req("S0-11")

@@ -58,13 +58,14 @@ def test_an_agent_knows_who_it_is_and_no_secret(tmp_path, told, monkeypatch):
         "GITHUB_TOKEN": "x2",
         "DB_PASSWORD": "x3",
         "MANAGER_TOKEN": "x4",
-        "DATABASE_URL": "x5",
+        "CACHE": "redis://:x5@cache/0",
         "APP_API_KEY": "x6",
     }
-    for name, text in (secrets | {"HARMLESS": "yes"}).items():
+    for name, text in (secrets | {"HARMLESS": "http://yes:80/a@b", "WANTED_TOKEN": "w"}).items():
         monkeypatch.setenv(name, text)
     broker = "amqp://user:hidden@broker:5672//"
-    with hosting(tmp_path, told, broker_url=broker, database_url="postgresql+psycopg://u:hidden@db/x") as host:
+    database = "postgresql+psycopg://u:hidden@db/x"
+    with hosting(tmp_path, told, broker_url=broker, database_url=database, agent_secrets=("WANTED_TOKEN",)) as host:
         spec = child(OBEDIENT, "agent-7", name="Seven", version="1.2.3")
         known = environment_of(host.start(spec).result(WAIT_MAX_S).pid)
         served = environment_of(host.start(service("sleep", "1000", agent_id="web")).result(WAIT_MAX_S).pid)
@@ -77,7 +78,8 @@ def test_an_agent_knows_who_it_is_and_no_secret(tmp_path, told, monkeypatch):
             "AGENT_VERSION": "1.2.3",
             "BROKER_URL": "amqp://user@broker:5672//",
             "NATS_URL": "amqp://user@broker:5672//",
-            "HARMLESS": "yes",
+            "HARMLESS": "http://yes:80/a@b",
+            "WANTED_TOKEN": "w",
         }.items()
     )
     assert "hidden" not in str(known), "a child needs neither broker nor database"

@@ -16,8 +16,10 @@ from schemas.agents import AgentKind, AgentSpec
 from schemas.messages import ErrorCode
 from schemas.settings import Settings
 
-SECRET = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE_?KEY|API_?KEY|ACCESS_?KEY|DATABASE_URL|_DSN$", re.IGNORECASE)
-"""Names of variables that agents do not get."""
+SECRET = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE_?KEY|API_?KEY|ACCESS_?KEY|_DSN$", re.IGNORECASE)
+"""Names of variables that agents do not get, unless the settings name them."""
+WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+"""A URL that has a password in it."""
 OURS = "ORCHESTRATOR_"
 """How our own settings begin; among them are URLs with passwords."""
 
@@ -61,7 +63,8 @@ def _argv(spec: AgentSpec) -> tuple[str, ...]:
 def _environment(spec: AgentSpec, settings: Settings) -> dict[str, str]:
     inherited = environment(settings)
     native = spec.kind is AgentKind.NATIVE  # it is one of our workers, and loads these settings
-    known = {name: text for name, text in inherited.items() if (native and name.startswith(OURS)) or not _hidden(name)}
+    kept = {name for name in inherited if (native and name.startswith(OURS)) or name in settings.agent_secrets}
+    known = {name: text for name, text in inherited.items() if name in kept or not _hidden(name, text)}
     # A child needs no broker; what it is told about it is for compatibility, and not worth a password.
     broker_url = _without_password(settings.broker_url) if spec.kind is AgentKind.CHILD else settings.broker_url
     told = {
@@ -88,8 +91,8 @@ def _of_service(spec: AgentSpec, settings: Settings) -> dict[str, str]:
     }
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(OURS) or SECRET.search(name) is not None
+def _hidden(name: str, text: str) -> bool:
+    return name.startswith(OURS) or SECRET.search(name) is not None or WITH_PASSWORD.search(text) is not None
 
 
 def _without_password(url: str) -> str:
