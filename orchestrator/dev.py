@@ -280,7 +280,9 @@ class Stack:
     def _worker_argv(self, number: int) -> tuple[str, ...]:
         argv = ("-q", "-A", "orchestrator", "worker", "-n", f"worker-{number}@%h", "-Q", ",".join(self.queues), "--loglevel", "INFO")
         size = () if self.plan.concurrency is None else ("-c", str(self.plan.concurrency))
-        return (*argv, *size, "--without-gossip", "--without-mingle")
+        # Flower asks for events by itself, but only some seconds after the first activities.
+        events = ("-E",) if self.plan.flower else ()
+        return (*argv, *size, *events, "--without-gossip", "--without-mingle")
 
     def _prepare(self) -> None:
         try:

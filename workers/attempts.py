@@ -21,6 +21,7 @@ from orchestrator.errors import CancelledError, PayloadError, PayloadMismatch
 from schemas.history import Failure, Json
 from schemas.runs import ActivityKey, Beat, BeatAnswer, PendingActivity
 from workers.coroutines import CoroutineLoop
+from workers.showing import Showing
 from workers.threads import Interruption, Threads
 
 FIRST_GUESS_S = 0.005  # how long an activity of an unknown type is taken to last
@@ -107,13 +108,14 @@ class Runner(Protocol):
 class Attempt:
     """One running attempt; what `activity.info()` and `activity.heartbeat()` speak to."""
 
-    __slots__ = ("_runner", "cancelled", "definition", "info", "pending", "task")
+    __slots__ = ("_runner", "cancelled", "definition", "info", "pending", "shown_at", "task")
 
     def __init__(self, pending: PendingActivity, definition: ActivityDefinition | None, runner: AttemptRunner) -> None:
         self.pending = pending
         self.definition = definition  # None: a Celery task
         self.cancelled = False
         self.task: asyncio.Task[None] | None = None
+        self.shown_at: float | None = None  # monitors were told then that it begins
         self._runner = runner
         scheduled = pending.scheduled
         self.info = activity.Info(
@@ -181,6 +183,7 @@ class AttemptRunner:
         report: Callable[[Outcome], None],
         eager_s: float,
         clock: Clock,
+        showing: Showing | None = None,
     ) -> None:
         self._threads = threads
         self._loop = loop
@@ -188,6 +191,7 @@ class AttemptRunner:
         self._report = report
         self._eager_s = eager_s
         self._clock = clock
+        self._showing = showing
         self._attempts: dict[ActivityKey, Attempt] = {}
         self._paces: dict[str, float] = {}
         self._beats: dict[ActivityKey, tuple[Any, ...]] = {}
@@ -211,8 +215,10 @@ class AttemptRunner:
         shared: list[Attempt] = []
         shared_s = 0.0
         coroutines: list[Attempt] = []
+        shown_at = self._show(batch)
         for pending in batch:
             attempt = Attempt(pending, ACTIVITIES[pending.scheduled.type], self)
+            attempt.shown_at = shown_at
             self._attempts[pending.key] = attempt
             if attempt.is_async:
                 coroutines.append(attempt)
@@ -298,7 +304,16 @@ class AttemptRunner:
             name = attempt.pending.scheduled.type
             pace = self._paces.get(name, seconds)
             self._paces[name] = pace + PACE_WEIGHT * (seconds - pace)
+        if self._showing is not None and attempt.shown_at is not None:
+            self._showing.ended(outcome, self._clock.monotonic() - attempt.shown_at if seconds is None else seconds)
         self._report(outcome)
+
+    def _show(self, batch: Sequence[PendingActivity]) -> float | None:
+        """Tell monitors, if there are any, that these begin; returns when."""
+        if self._showing is None or not self._showing.wanted():
+            return None
+        self._showing.begun(batch)
+        return self._clock.monotonic()
 
     def _launch(self, attempts: Sequence[Attempt]) -> None:
         loop = asyncio.get_running_loop()

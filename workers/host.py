@@ -29,6 +29,7 @@ from workers.coroutines import CoroutineLoop
 from workers.decider import Decider
 from workers.instances import Instances
 from workers.lease import Lease
+from workers.showing import Showing
 from workers.threads import Job, Threads
 from workers.turns import Engine, Note
 from workers.watchdog import Watchdog
@@ -39,7 +40,7 @@ DRAIN_LOOK_S = 0.05  # how often a draining host looks whether its attempts have
 
 
 class Host:
-    """Everything of ours that runs in one worker process."""
+    """Everything of ours that runs in one worker process; monitors are told of its activities while `shown` says so."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Host:
         queues: Callable[[], Sequence[str]],
         threads: Threads,
         loop: CoroutineLoop,
+        shown: Callable[[], bool] = lambda: False,
         clock: Clock = SYSTEM,
     ) -> None:
         settings = orchestrator.settings
@@ -56,6 +58,7 @@ class Host:
         self.orchestrator = orchestrator
         self.watchdog = Watchdog(settings.turn_seconds_max, clock)
         self._lent = Lent(threads)
+        self._showing = Showing(orchestrator.app, node=node, wanted=shown, clock=clock)
         self.runner = AttemptRunner(
             cast("Threads", self._lent),  # as much of them as a runner uses
             loop,
@@ -63,6 +66,7 @@ class Host:
             report=notes.put,
             eager_s=settings.eager_s,
             clock=clock,
+            showing=self._showing,
         )
         decider = Decider(
             Instances(settings.instances_max if settings.cache else 0),
@@ -154,6 +158,7 @@ class Host:
         except DatabaseUnavailable as error:
             log.warning("this worker's unfinished work will be taken over when its lease ends: %s", error.message)
         self._lent.give_up()
+        self._showing.stop()
         return left
 
     def _close_if_quiet(self) -> bool:

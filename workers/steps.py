@@ -46,7 +46,7 @@ class Presence:
     pid: int = 0
     node: str = "worker"  # of the worker's main process; children inherit it
     main_pid: int = 0
-    queues: SharedQueues | None = None  # of a prefork worker
+    shared: Shared | None = None  # of a prefork worker
 
     @classmethod
     def current(cls) -> Host | None:
@@ -71,18 +71,19 @@ class Presence:
             cls.host = None
 
 
-class SharedQueues:
-    """The queues that a prefork worker consumes, in memory that its children share: remote control speaks to the main process alone."""
+class Shared:
+    """What a prefork worker consumes and whether monitors listen, in memory that its children share: remote control speaks to the main process alone."""
 
-    def __init__(self, queues: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, queues: Callable[[], Iterable[str]], shown: Callable[[], bool]) -> None:
         self._queues = queues
+        self._shown = shown
         self._memory = mmap.mmap(-1, SHARED_BYTES)
         self._shared = b""  # by the main process
-        self._raw, self._seen = b"", tuple[str, ...]()  # by a child
+        self._raw, self._seen = b"", (tuple[str, ...](), False)  # by a child
 
     def share(self) -> None:
         """In the main process: write them down if they have changed."""
-        raw = json.dumps(sorted(self._queues())).encode() + b"\n"
+        raw = json.dumps([sorted(self._queues()), self._shown()]).encode() + b"\n"
         if len(raw) > SHARED_BYTES:
             log.warning("the names of the queues are too many for the children of this worker: they keep the ones they know")
         elif raw != self._shared:
@@ -90,15 +91,23 @@ class SharedQueues:
             self._memory.seek(0)
             self._memory.write(raw)
 
-    def seen(self) -> Sequence[str]:
+    def queues(self) -> Sequence[str]:
         """In a child: as the main process wrote them last."""
+        return self._read()[0]
+
+    def shown(self) -> bool:
+        """In a child: whether monitors listened when the main process looked last."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[tuple[str, ...], bool]:
         self._memory.seek(0)
         raw = self._memory.readline()
         if raw != self._raw:
             try:
-                self._raw, self._seen = raw, tuple(json.loads(raw))
+                queues, shown = json.loads(raw)
             except ValueError:
                 return self._seen  # it is being written at this moment
+            self._raw, self._seen = raw, (tuple(queues), shown)
         return self._seen
 
 
@@ -115,22 +124,22 @@ class EngineStep(bootsteps.StartStopStep):
         Presence.node, Presence.main_pid = worker.hostname, os.getpid()
         if issubclass(worker.pool_cls, PreforkPool):
             _refuse_spawn(worker)
-            Presence.queues = SharedQueues(lambda: worker.app.amqp.queues.consume_from)
-            Presence.queues.share()
+            Presence.shared = Shared(lambda: worker.app.amqp.queues.consume_from, lambda: _monitored(worker))
+            Presence.shared.share()
         return True
 
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Begin to work, on the threads and the loop of our pool, or on some of our own."""
         pool = worker.pool
-        if Presence.queues is not None:
+        if Presence.shared is not None:
             # The children have engines, the main process has none: it forks.
-            worker.timer.call_repeatedly(SHARE_INTERVAL_S, Presence.queues.share)
+            worker.timer.call_repeatedly(SHARE_INTERVAL_S, Presence.shared.share)
             return
         if isinstance(pool, FleetPool):
             threads, loop = pool.threads, pool.loop
         else:
             threads, loop = _own_threads(max(worker.concurrency or 1, 1))
-        Presence.enter(_host(worker.app, worker.hostname, threads, loop))
+        Presence.enter(_host(worker.app, worker.hostname, threads, loop, lambda: _monitored(worker)))
 
     def stop(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Drain, give back, leave."""
@@ -177,9 +186,9 @@ def enter_child(**_: Any) -> None:  # noqa: ANN401 - signals add what they like
     app: Celery = current_app._get_current_object()  # type: ignore[attr-defined] # noqa: SLF001 - the way behind Celery's proxy
     if Presence.main_pid in {0, os.getpid()}:
         return
-    assert Presence.queues is not None, "the main process shares its queues before it forks"
+    assert Presence.shared is not None, "the main process shares its queues before it forks"
     threads, loop = _own_threads(CHILD_THREADS)
-    Presence.enter(_host(app, f"{Presence.node}/{os.getpid()}", threads, loop))
+    Presence.enter(_host(app, f"{Presence.node}/{os.getpid()}", threads, loop, Presence.shared.shown))
     wrap_tracers(app, Presence.current)
 
 
@@ -243,10 +252,16 @@ def _refuse_spawn(worker: Any) -> None:  # noqa: ANN401 - a WorkController, whos
         refuse(SettingsError("prefork children must be forked. Set worker_pool_start_method='fork', or use -P threads or our own pool."))
 
 
-def _host(app: Celery, node: str, threads: Threads, loop: CoroutineLoop) -> Host:
-    shared = Presence.queues
-    queues = shared.seen if shared is not None else lambda: list(app.amqp.queues.consume_from)
-    return Host(orchestrator_of(app), node=node, queues=queues, threads=threads, loop=loop)
+def _host(app: Celery, node: str, threads: Threads, loop: CoroutineLoop, shown: Callable[[], bool]) -> Host:
+    shared = Presence.shared
+    queues = shared.queues if shared is not None else lambda: list(app.amqp.queues.consume_from)
+    return Host(orchestrator_of(app), node=node, queues=queues, threads=threads, loop=loop, shown=shown)
+
+
+def _monitored(worker: Any) -> bool:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
+    """Whether task events are on, by -E, by the settings or because a monitor has asked; a dispatcher without groups sends all."""
+    dispatcher = getattr(getattr(worker, "consumer", None), "event_dispatcher", None)
+    return dispatcher is not None and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups)
 
 
 def _own_threads(limit: int) -> tuple[Threads, CoroutineLoop]:

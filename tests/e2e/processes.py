@@ -6,14 +6,17 @@ A `Shop` runs the tasks of an existing Celery application, a `DoomedSite` workfl
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.request import urlopen
 
 import redis
 from celery import Celery
@@ -21,7 +24,7 @@ from celery import Celery
 from orchestrator.client import Client
 from orchestrator.clock import SYSTEM
 from orchestrator.handle import WorkflowHandle
-from orchestrator.servers import Valkey
+from orchestrator.servers import Valkey, free_ports
 from orchestrator.settings import load
 from orchestrator.store import Store, control, workers
 from schemas.runs import DeadLetter, WorkerRow
@@ -98,6 +101,28 @@ class Worker(Program):
         return b" ready." in self.log.read_bytes()[self.skip :]
 
 
+@dataclass(frozen=True)
+class Flower:
+    """Flower's pages and its API."""
+
+    port: int
+    program: Program
+
+    def page(self, path: str) -> str:
+        with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=WAIT_MAX_S) as answer:
+            return str(answer.read().decode())
+
+    def json(self, path: str) -> dict[str, Any]:
+        return dict(json.loads(self.page(path)))
+
+    def answers(self) -> bool:
+        assert self.program.alive, self.program.text
+        try:
+            return "OK" in self.page("/healthcheck")
+        except OSError:
+            return False
+
+
 class Site:
     """A database, a broker and the processes on them."""
 
@@ -145,9 +170,20 @@ class Site:
         assert worker.alive, worker.text
 
     def beat(self) -> Program:
-        beat = Program(["beat", "-l", "info", "-s", str(self.home / "beat")], self.environment, self.home / f"beat-{next(numbers)}.log")
-        self.programs.append(beat)
-        return beat
+        return self._program("beat", "-l", "info", "-s", str(self.home / "beat"))
+
+    def flower(self) -> Flower:
+        """Celery's dashboard, once it answers."""
+        (port,) = free_ports(1)
+        flower = Flower(port, self._program("flower", "--address=127.0.0.1", f"--port={port}", FLOWER_UNAUTHENTICATED_API="true"))
+        wait_until(flower.answers, "flower answers", READY_MAX_S)
+        return flower
+
+    def _program(self, name: str, *options: str, **environment: str) -> Program:
+        log = self.home / f"{name}-{next(numbers)}.log"
+        program = Program([name, *options], {**self.environment, **environment}, log)
+        self.programs.append(program)
+        return program
 
     def notes(self, *words: str) -> list[str]:
         """The lines that have all these words."""

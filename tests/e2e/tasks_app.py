@@ -16,6 +16,7 @@ from orchestrator import activity, workflow
 from orchestrator.celery import HOUSE, Orchestrator
 from orchestrator.errors import ActivityError, CancelledError, FailureError
 from orchestrator.settings import current
+from orchestrator.workflow import RetryPolicy
 
 app = Celery("shop")
 # What one who runs prefork with acks_late has set; nothing of it is asked for by us.
@@ -226,12 +227,25 @@ def quick(number: int) -> int:
     return number
 
 
+@activity.defn
+def not_today() -> None:
+    raise RuntimeError("not today")
+
+
+@activity.defn
+async def patient() -> None:
+    note(f"patient started pid={os.getpid()}")
+    await asyncio.sleep(60)
+
+
 @workflow.defn
 async def call(task: str, args: list[Any], options: dict[str, Any]) -> Any:
     """One activity by name; a failure as [kind, type, message, retry state, cause of the cause]."""
     for name in ("heartbeat_timeout", "start_to_close_timeout"):
         if name in options:
             options[name] = timedelta(seconds=options[name])
+    if "maximum_attempts" in options:
+        options["retry_policy"] = RetryPolicy(maximum_attempts=options.pop("maximum_attempts"))
     try:
         return await workflow.execute_activity(task, args=args, **options)
     except ActivityError as error:
