@@ -1,7 +1,7 @@
 """What beat does for agents that are not in the fleet yet: those of configuration files and package folders are entered; law: a file speaks once.
 
 What a file says is entered when it is first seen and whenever it has changed. In between, what operators say through the API holds; and who has left a
-file stays in the fleet until an operator removes it. A package is an offer: an agent of its id that came in another way stays as it is.
+file stays in the fleet until an operator removes it. A package is an offer: an agent of its id that came in another way stays as it is; one that came with us is not entered before a setting names it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schemas.settings import Settings
 log = logging.getLogger("orchestrator.discovery")
 
 ACTOR = "discovery"
-PACKAGE = "package"
+CONFIG, PACKAGE, SHIPPED = "config", "package", "shipped"
 ADOPTED_MAX = 100
 """Agents entered in one transaction."""
 
@@ -40,15 +40,16 @@ class Scout:
         for sentence in sorted(sentences - self._told):
             log.error("not discovered: %s", sentence)
         self._told = frozenset(sentences)
-        news = [each for each in found.agents if self._seen.get(each.spec.id) != each.spec]
+        wanted = [each for each in found.agents if each.discovery != SHIPPED or each.spec.enabled]
+        news = [each for each in wanted if self._seen.get(each.spec.id) != each.spec]
         for at in range(0, len(news), ADOPTED_MAX):
             self._enter(news[at : at + ADOPTED_MAX])
         return len(news)
 
     def _enter(self, news: list[Discovered]) -> None:
-        for how in sorted({each.discovery for each in news}):
-            specs = [each.spec for each in news if each.discovery == how]
-            entered = specs if how != PACKAGE else [spec for spec in specs if self._is_open(spec.id)]
+        for how, ways in ((CONFIG, {CONFIG}), (PACKAGE, {PACKAGE, SHIPPED})):
+            specs = [each.spec for each in news if each.discovery in ways]
+            entered = specs if how == CONFIG else [spec for spec in specs if self._is_open(spec.id)]
             for agent in self._fleet.adopt(entered, discovery=how):
                 try:
                     self._fleet.command(agent.id, CommandName.START, actor=ACTOR)

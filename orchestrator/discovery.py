@@ -38,18 +38,21 @@ class Discovery:
 def discover(settings: Settings) -> Discovery:
     """The agents of the files and folders that `settings` name, read anew, each with the restart mode and the port that it is to have.
 
-    The packages that came with us are not enabled unless `package_enabled` names them. Who is in a configuration file wins over a package of the same id. Raises nothing: what is wrong with a file is among the problems.
+    Who is in a configuration file wins over a package of the same id, and a package of your own over one that came with us; those are only enabled if
+    `package_enabled` names them. Raises nothing: what is wrong with a file is among the problems.
     """
     told = configuration.read(settings.config)
-    shipped = shipped_folder()
-    packages = in_folders((*settings.package_folders, shipped), skip=settings.package_skip)
-    configured = {found.spec.id for found in told.agents}
-    agents = (*told.agents, *(found for found in packages.agents if found.spec.id not in configured))
-    agents = tuple(_with_restart_mode(_asleep(found, shipped, settings), settings) for found in agents)
+    own = in_folders(settings.package_folders, skip=settings.package_skip)
+    shipped = in_folders([shipped_folder()], skip=settings.package_skip)
+    offers = [_as_offer(found, settings) for found in shipped.agents]
+    chosen: dict[str, Discovered] = {}
+    for found in (*told.agents, *own.agents, *offers):
+        chosen.setdefault(found.spec.id, found)
+    agents = tuple(_with_restart_mode(found, settings) for found in chosen.values())
     placed = with_ports(agents, settings) if settings.deterministic_ports else Discovery(agents)
     return Discovery(
         placed.agents,
-        (*told.mistakes, *told.problems, *packages.problems, *placed.problems),
+        (*told.mistakes, *told.problems, *own.problems, *shipped.problems, *placed.problems),
         (*told.warnings, *_same_ports(placed.agents)),
     )
 
@@ -154,11 +157,8 @@ def _own_files(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _asleep(found: Discovered, shipped: Path, settings: Settings) -> Discovered:
-    ours = found.discovery == "package" and Path(found.origin.file).is_relative_to(shipped)
-    if not ours or "enabled" in found.spec.model_fields_set:
-        return found
-    return replace(found, spec=found.spec.model_copy(update={"enabled": found.spec.id in settings.package_enabled}))
+def _as_offer(found: Discovered, settings: Settings) -> Discovered:
+    return replace(found, discovery="shipped", spec=found.spec.model_copy(update={"enabled": found.spec.id in settings.package_enabled}))
 
 
 def _with_restart_mode(found: Discovered, settings: Settings) -> Discovered:

@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """An agent that was found, and how: `config` in a configuration file, `package` in a folder of packages."""
+    """An agent that was found, and how: `config` in a configuration file, `package` in a folder of packages, `shipped` if that came with us."""
 
     spec: AgentSpec
     origin: Origin

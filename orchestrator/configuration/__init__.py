@@ -17,16 +17,16 @@ from typing import Any
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.configuration.dialects import AgentValues, Draft, Entry, agent_values, translate
+from orchestrator.configuration.dialects import Draft, Entry, translate
 from orchestrator.configuration.documents import ENDINGS, Unreadable
 from orchestrator.configuration.documents import read as read_document
-from orchestrator.configuration.keys import FIELDS, KEYS
+from orchestrator.configuration.keys import KEYS
 from orchestrator.configuration.sentences import say
 from schemas.agents import AgentSpec
 from schemas.configuration import Configuration, Discovered, Origin, Problem
 from schemas.settings import Settings, masked
 
-__all__ = ["AgentValues", "agent_values", "find", "key_of", "read", "spec_of", "tree"]
+__all__ = ["find", "read", "spec_of", "tree"]
 
 FILES_MAX = 100
 PLACES = ("", "config")
@@ -81,11 +81,6 @@ def spec_of(values: dict[str, Any]) -> AgentSpec | list[tuple[str, str]]:
         return AgentSpec(**values)
     except ValidationError as error:
         return [(_name(found), _told(found)) for found in error.errors()]
-
-
-def key_of(setting: str) -> str:
-    """The canonical key of a field of Settings; "" if files cannot say it."""
-    return FIELDS.get(setting, "")
 
 
 def tree(settings: Settings) -> dict[str, Any]:

@@ -70,9 +70,6 @@ KEYS: Mapping[str, str] = {
 }
 """Canonical key -> field of Settings."""
 
-FIELDS: Mapping[str, str] = {name: key for key, name in KEYS.items()}
-"""Field of Settings -> canonical key."""
-
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key))
 
 ALIASES: Mapping[str, str] = {

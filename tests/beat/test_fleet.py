@@ -204,4 +204,12 @@ def test_a_package_leaves_an_agent_alone_that_came_in_another_way(fleet, air, cl
     settings = fleet.settings.model_copy(update={"package_folders": (tmp_path,)})
     Pulse(fleet, settings, broadcast=air, clock=clock).go()
     assert (fleet.get("mine").spec.concurrency, fleet.get("mine").discovery) == (7, "api")
-    assert fleet.get("echo").status is AgentStatus.STOPPED, "what came with us is known and stands still"
+
+
+def test_an_agent_that_came_with_us_is_entered_when_a_setting_names_it(fleet, pulse, air, clock):
+    pulse.go()
+    assert fleet.list_agents() == []
+    named = fleet.settings.model_copy(update={"package_enabled": ("echo",)})
+    Pulse(fleet, named, broadcast=air, clock=clock).go()
+    (agent,) = fleet.list_agents()
+    assert (agent.id, agent.status, agent.discovery) == ("echo", AgentStatus.STARTING, "package")

@@ -140,7 +140,13 @@ def test_the_packages_that_came_with_us_are_found_in_order_and_none_is_started_u
 
 def test_one_that_came_with_us_is_started_if_the_settings_name_it(tmp_path):
     found = discover(settings(tmp_path, package_enabled=("echo",)))
-    assert [each.spec.id for each in found.agents if each.spec.enabled] == ["echo"]
+    assert [(each.spec.id, each.discovery) for each in found.agents if each.spec.enabled] == [("echo", "shipped")]
+
+
+def test_a_package_of_ones_own_wins_over_one_that_came_with_us(packages, tmp_path):
+    found = discover(settings(tmp_path, package_folders=(packages("echo", "concurrency = 7"),)))
+    assert [each.spec.concurrency for each in found.agents if each.spec.id == "echo"] == [7]
+    assert found.problems == ()
 
 
 @pytest.mark.req("S1-17")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.configuration import find, key_of, read, tree
+from orchestrator.configuration import find, read, tree
 from orchestrator.configuration.documents import Unreadable
 from orchestrator.configuration.keys import ALIASES, KEYS, NOT_USED, SECTIONS
 from orchestrator.errors import SettingsError
@@ -402,7 +402,6 @@ def test_the_file_of_the_working_directory_is_found(tmp_path):
 def test_every_setting_has_one_key_and_every_alias_leads_to_one():
     assert sorted(KEYS.values()) == sorted(set(Settings.model_fields) - {"config"})
     assert set(ALIASES.values()) <= set(KEYS)
-    assert {key_of(name) for name in Settings.model_fields} == {*KEYS, ""}
     assert not set(NOT_USED) & set(KEYS)
     assert set(SECTIONS) == {"api", "manager", "bus", "database", "business_database", "auth", "runtime", "idempotency", "engine"}
 
