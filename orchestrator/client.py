@@ -25,7 +25,8 @@ from orchestrator.errors import InvalidArgument, WorkflowAlreadyStarted
 from orchestrator.filters import run_filter
 from orchestrator.handle import WorkflowHandle
 from orchestrator.starting import UNSET, StartOptions, StartRequest, new_run, one_or_many, workflow_named
-from orchestrator.store import Store, Transaction, listing, runs
+from orchestrator.store import Store, Transaction, hints, listing, runs
+from orchestrator.store.hints import Woken
 from orchestrator.workflow import WorkflowFunction
 from schemas.runs import NewRun, RunDescription, RunFilter, RunPage, StartOutcome, Status
 from schemas.settings import Settings
@@ -113,7 +114,7 @@ class Client:
             return self._start(tx, prepared)
 
         outcomes = self._connection.write_with(session, act) if session is not None else self._write_starts(prepared)
-        return self._handles(prepared, outcomes)[0]
+        return self._handles(prepared, outcomes, fresh=session is None)[0]  # a caller's session may still roll back
 
     @overload
     def execute_workflow(self, workflow: WorkflowFunction[[], R], **options: Unpack[StartOptions]) -> R: ...
@@ -138,7 +139,7 @@ class Client:
         prepared = [self._prepared(request) for request in requests]
         if len(prepared) > STARTS_MAX:
             raise InvalidArgument(f"at most {STARTS_MAX:,} workflows can be started in one transaction, not {len(prepared):,}")
-        return self._handles(prepared, self._write_starts(prepared))
+        return self._handles(prepared, self._write_starts(prepared), fresh=True)
 
     # --- finding -------------------------------------------------------------------------------------------------------------
 
@@ -192,15 +193,19 @@ class Client:
     def _write_starts(self, prepared: Sequence[tuple[NewRun, WorkflowDefinition | None]]) -> list[StartOutcome]:
         new = [run for run, _ in prepared]
 
-        def quickly(tx: Transaction) -> tuple[list[StartOutcome], set[str]]:
-            return runs.start_plain(tx, new), {run.started.queue for run in new}
+        with self._connection.hinting(len(new)) as hint:
 
-        outcomes, queues = self._connection.write(
-            lambda tx: self._start(tx, prepared),
-            purpose="client.start",
-            quick=quickly if runs.is_plain(new) else None,
-        )
-        self._connection.ring(queues)
+            def act(tx: Transaction) -> tuple[list[StartOutcome], set[str], Woken]:
+                outcomes, queues = self._start(tx, prepared)
+                return outcomes, queues, hints.wake(tx, tx.dialect, queues if hint else ())
+
+            def quickly(tx: Transaction) -> tuple[list[StartOutcome], set[str], Woken]:
+                outcomes, woken = runs.start_plain(tx, new, hint=hint)
+                return outcomes, {run.started.queue for run in new}, woken
+
+            quick = quickly if runs.is_plain(new) else None
+            outcomes, queues, woken = self._connection.write(act, purpose="client.start", quick=quick)
+        self._connection.ring(queues, told=hints.told(woken))
         return outcomes
 
     @staticmethod
@@ -219,10 +224,12 @@ class Client:
         return outcomes, queues
 
     def _handles(
-        self, prepared: Sequence[tuple[NewRun, WorkflowDefinition | None]], outcomes: Sequence[StartOutcome]
+        self, prepared: Sequence[tuple[NewRun, WorkflowDefinition | None]], outcomes: Sequence[StartOutcome], *, fresh: bool
     ) -> list[WorkflowHandle[Any]]:
         return [
-            WorkflowHandle(self._connection, run.started.workflow_id, outcome.run_id, definition=definition, created=outcome.created)
+            WorkflowHandle(
+                self._connection, run.started.workflow_id, outcome.run_id, definition=definition, created=outcome.created, fresh=fresh
+            )
             for (run, definition), outcome in zip(prepared, outcomes, strict=True)
         ]
 

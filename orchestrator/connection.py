@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,7 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.dispatch import Broker, CeleryBroker, celery_for, ring_all
 from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable
-from orchestrator.store import Store, Transaction, Unmet, control, runs, sessions
+from orchestrator.store import Store, Transaction, Unmet, control, hints, runs, sessions
 from orchestrator.waiting import Awaited, Waiter
 from schemas.settings import Settings
 
@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 RETRY_MAX_S = 5.0  # how long a lost database is tried again before the caller hears of it
 RETRY_PAUSE_MAX_S = 0.5
+HINT_PAUSE = 4.0  # after a write with a hint, this many times as long without: hints make commits wait for each other
+TOLD_RING_S = 0.05  # a queue of which a worker was told by a hint is rung for this much later, in case it has not heard
 
 
 class Connection:
@@ -58,6 +60,7 @@ class Connection:
         self._given = (store, bell)
         self._inherited: list[object] = []  # what a parent process opened; collecting it here would close it there
         self._migrated = False
+        self._hint_at = 0.0  # on the monotonic clock
         self._reset()
 
     def read(self, ask: Callable[[Transaction], T]) -> T:
@@ -87,9 +90,22 @@ class Connection:
             sessions.after_commit(session, ("ring", queue), partial(self.ring, [queue]))
         return value
 
-    def ring(self, queues: Iterable[str]) -> None:
-        """Say that these queues have ready work; never raises because the broker is away."""
-        ring_all(self._broker(), queues)
+    def ring(self, queues: Iterable[str], *, told: Collection[str] = ()) -> None:
+        """Say that these queues have ready work, `told` ones not at once; never raises because the broker is away."""
+        waiting = set(queues)
+        ring_all(self._broker(), waiting.difference(told))
+        for queue in sorted(waiting.intersection(told)):
+            self._broker().ring(queue, delay_s=TOLD_RING_S)
+
+    @contextmanager
+    def hinting(self, count: int = 1) -> Iterator[bool]:
+        """Whether the write in this block, of so many things, may give hints. The longer it takes, the later the next one may."""
+        began = self.clock.monotonic()
+        may = self.settings.hints and count <= hints.TURNS_MAX and began >= self._hint_at
+        yield may
+        if may:
+            now = self.clock.monotonic()
+            self._hint_at = now + HINT_PAUSE * (now - began)
 
     def read_once(self, ask: Callable[[Transaction], T]) -> T:
         """As `read`, without a second try."""

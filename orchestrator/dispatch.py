@@ -34,8 +34,8 @@ FLUSH_MAX_S = 5.0  # how long a process waits at its end for rings that are on t
 class Broker(Protocol):
     """What the engine asks of a broker. Neither call may raise because the broker is away: a sweep makes up for what is lost."""
 
-    def ring(self, queue: str) -> None:
-        """Say that `queue` has ready work."""
+    def ring(self, queue: str, *, delay_s: float = 0.0) -> None:
+        """Say that `queue` has ready work, after `delay_s` if it may have been heard of by then."""
         ...
 
     def send(self, activity: PendingActivity) -> None:
@@ -70,7 +70,7 @@ def celery_for(settings: Settings, name: str = "orchestrator") -> Celery:
 class CeleryBroker:
     """Rings and sends through a Celery application, from a thread of its own: a slow broker must not hold up a commit.
 
-    Rings for one queue within `window_s` are one message. Safe after fork.
+    Rings for one queue within `window_s` are one message, and so are those that may wait. Safe after fork.
     """
 
     def __init__(self, app: Celery, *, window_s: float, clock: Clock = SYSTEM) -> None:
@@ -80,11 +80,15 @@ class CeleryBroker:
         self._reset()
         atexit.register(self.flush)
 
-    def ring(self, queue: str) -> None:
-        """Say that `queue` has ready work."""
+    def ring(self, queue: str, *, delay_s: float = 0.0) -> None:
+        """Say that `queue` has ready work, now or in delay_s seconds; many of the latter are one message as well."""
         with self._condition():
-            self._rings[queue] = None
-            self._changed.notify()
+            if not delay_s:
+                self._rings[queue] = None
+                self._changed.notify()
+            elif queue not in self._later:
+                self._later[queue] = self._clock.monotonic() + delay_s
+                self._changed.notify()
 
     def send(self, activity: PendingActivity) -> None:
         """Send a Celery task its message."""
@@ -114,12 +118,15 @@ class CeleryBroker:
         if self._pid != os.getpid():
             return
         with self._changed:
+            self._rings |= dict.fromkeys(self._later)
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not (self._rings or self._tasks or self._busy) or not self._thread.is_alive(), FLUSH_MAX_S)
 
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._rings: dict[str, None] = {}  # in order of arrival
+        self._later: dict[str, float] = {}  # on the monotonic clock
         self._tasks: list[PendingActivity] = []
         self._busy = False
         self._complained = False
@@ -138,15 +145,26 @@ class CeleryBroker:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._rings or self._tasks)
+                while not (self._rings or self._tasks):
+                    self._ripen()
                 rings, tasks = list(self._rings), self._tasks
                 self._rings, self._tasks, self._busy = {}, [], True
+                for queue in rings:
+                    self._later.pop(queue, None)  # this message tells of it as well
             self._deliver(rings, tasks)
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
             if self._window_s:
                 self._clock.sleep(self._window_s)
+
+    def _ripen(self) -> None:
+        """Under the lock: wait for something to do, or for the time of what was to be rung later."""
+        now = self._clock.monotonic()
+        ripe = [queue for queue, at in self._later.items() if at <= now]
+        self._rings.update(dict.fromkeys(ripe))
+        if not ripe:
+            self._changed.wait(min(self._later.values()) - now if self._later else None)
 
     def _deliver(self, rings: Sequence[str], tasks: Sequence[PendingActivity]) -> None:
         try:

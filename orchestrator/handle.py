@@ -21,7 +21,8 @@ from orchestrator.errors import (
     WorkflowNotOpen,
 )
 from orchestrator.starting import UNSET, Message, message, one_or_many
-from orchestrator.store import Transaction, control, listing, runs
+from orchestrator.store import Transaction, control, hints, listing, runs
+from orchestrator.store.hints import Woken
 from orchestrator.waiting import Steps, drive
 from orchestrator.workflow import Duration, seconds_of
 from schemas.history import Arrival, CancelRequested, Failure, Json, RunTerminated, SignalReceived, Turn
@@ -30,6 +31,7 @@ from schemas.runs import PendingActivity, Question, RunDescription, Status
 R = TypeVar("R")
 
 QUERY_TIMEOUT_S = 10.0
+FRESH_S = 0.01  # a run that was started by us within this time is waited for without a look of its own
 
 Outcome = tuple[Status, Json, Failure | None, str | None]  # status, result, failure, run id that it continued as
 
@@ -60,8 +62,10 @@ class WorkflowHandle(Generic[R]):
         definition: WorkflowDefinition | None = None,
         pinned: bool = False,
         created: bool = False,
+        fresh: bool = False,
     ) -> None:
         self._connection = connection
+        self._fresh_until = connection.clock.monotonic() + FRESH_S if fresh else 0.0
         self._id = valid_name("workflow id", workflow_id)
         self._run_id = None if run_id is None else valid_name("run id", run_id)
         self._definition = definition
@@ -196,7 +200,7 @@ class WorkflowHandle(Generic[R]):
             control.ask(tx, Question(question_id, target.run_id, target.queue, target.type, spoken.name, spoken.args))
             return target.queue
 
-        self._connection.ring([self._connection.write(ask, purpose="client.query")])
+        self._write_and_ring(ask, purpose="client.query")
         answered = cast("Question", (yield self._waiting("question", question_id)))
         if answered.failure is not None:
             raise QueryFailed(f"query {spoken.name!r}: {answered.failure.message}") from to_exception(
@@ -230,6 +234,8 @@ class WorkflowHandle(Generic[R]):
 
         if self._run_id is None:
             return self._connection.read(ask)
+        if self._definition is not None and self._connection.clock.monotonic() < self._fresh_until:
+            return self._run_id, None  # it was started a moment ago; the waiter looks at once
         try:
             return self._connection.read_once(ask)
         except DatabaseUnavailable:
@@ -266,7 +272,18 @@ class WorkflowHandle(Generic[R]):
                 raise self._not_open(target)
             return target.queue
 
-        self._connection.ring([self._connection.write(act, purpose=f"client.{arrival.kind}")])
+        self._write_and_ring(act, purpose=f"client.{arrival.kind}")
+
+    def _write_and_ring(self, act: Callable[[Transaction], str], *, purpose: str) -> None:
+        """Commit what `act` writes and tell workers of the queue that it returns."""
+        with self._connection.hinting() as hint:
+
+            def act_and_hint(tx: Transaction) -> tuple[str, Woken]:
+                queue = act(tx)
+                return queue, hints.wake(tx, tx.dialect, [queue] if hint else ())
+
+            queue, woken = self._connection.write(act_and_hint, purpose=purpose)
+        self._connection.ring([queue], told=hints.told(woken))
 
     def _failed(self, status: Status, failure: Failure | None) -> WorkflowFailure:
         cause = None if failure is None else to_exception(failure, self._connection.converter)

@@ -2,7 +2,7 @@
 
 A wait is asked for at once, then after a millisecond, then ever less often: the pause is at most a quarter of the time waited so far and at
 most PAUSE_MAX_S. Waits whose turn is near are asked for together, so a thousand of them settle into one query a pass. Where the database can
-tell of closings (`listen`), they are asked for at once then, and less often otherwise.
+tell of closings (`listen`), a second thread hears of them and asks at once, and the first asks less often.
 
 What callers run are *steps*: a generator that yields the futures it waits for and returns its value. The same steps are driven by a
 thread (`drive`) or by an event loop (`drive_async`).
@@ -30,8 +30,8 @@ T = TypeVar("T")
 class Ear(Protocol):
     """Something that hears when a run has closed or a query was answered, at least mostly."""
 
-    def hears(self, timeout_s: float) -> bool:
-        """Wait for a hint."""
+    def hears(self, timeout_s: float) -> list[str]:
+        """Wait for hints: texts of ids with spaces between."""
         ...
 
     def close(self) -> None:
@@ -119,11 +119,11 @@ class Waiter:
                 heard = ear.hears(IDLE_S)
             except DatabaseUnavailable:
                 break
-            if heard:
-                with self._changed:
-                    for wait in self._waits:
-                        wait.next_at = min(wait.next_at, wait.looked_at + PAUSE_FIRST_S)
-                    self._changed.notify()
+            ids = {id_ for text in heard for id_ in text.split()}
+            with self._changed:
+                meant = [wait for wait in self._waits if wait.awaited[1] in ids]
+            if meant:
+                self._ask(meant)
         if ear is not None:
             ear.close()
         with self._changed:
@@ -133,20 +133,27 @@ class Waiter:
 
     def _work(self) -> None:
         while due := self._next_due():
-            found: Mapping[Awaited, Any] = {}
-            try:
-                found = self._look(list({wait.awaited for wait in due}))
-                self._complained = False
-            except DatabaseUnavailable as error:
-                # Those who wait have a timeout of their own; an outage shorter than that is none of their business.
-                if not self._complained:
-                    log.warning("still waiting for results: %s", error.message)
-                self._complained = True
-            except Exception as error:  # noqa: BLE001 - handed to those who wait
-                for wait in due:
-                    wait.fail(error)
-            now = self._clock.monotonic()
+            self._ask(due)
+
+    def _ask(self, due: Sequence[_Wait]) -> None:
+        """Ask for all of these at once; both threads do."""
+        found: Mapping[Awaited, Any] = {}
+        failed: Exception | None = None
+        try:
+            found = self._look(list({wait.awaited for wait in due}))
+            self._complained = False
+        except DatabaseUnavailable as error:
+            # Those who wait have a timeout of their own; an outage shorter than that is none of their business.
+            if not self._complained:
+                log.warning("still waiting for results: %s", error.message)
+            self._complained = True
+        except Exception as error:  # noqa: BLE001 - handed to those who wait
+            failed = error
+        now = self._clock.monotonic()
+        with self._changed:
             for wait in due:
+                if failed is not None:
+                    wait.fail(failed)
                 wait.looked(found, now, pause_min_s=PAUSE_HEARING_S if self._hears else PAUSE_FIRST_S)
 
     def _next_due(self) -> list[_Wait]:

@@ -131,6 +131,8 @@ class Settings(BaseModel):
     # --- optimisations; each can be switched off, and the simulation does
     cache: bool = Field(True, description="keep instances between turns; off: replay the history at every turn")
     eager: bool = Field(True, description="run activities where the turn ran; off: every activity goes through its queue")
+    quick_claims: bool = Field(True, description="an idle worker claims by a statement of its own, without waiting for the disk")
+    hints: bool = Field(True, description="PostgreSQL tells an idle worker of a new run before the broker does; off: the broker alone")
     ring_window_s: float = Field(0.002, ge=0, description="rings for one queue within this time are one message")
 
     @field_validator("log_level", "api_log_level", mode="before")

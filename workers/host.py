@@ -27,6 +27,7 @@ from workers.attempts import Attempt, AttemptRunner
 from workers.claims import Claims
 from workers.coroutines import CoroutineLoop
 from workers.decider import Decider
+from workers.ear import Ear
 from workers.instances import Instances
 from workers.lease import Lease
 from workers.showing import Showing
@@ -85,6 +86,7 @@ class Host:
             notes=notes,
             clock=clock,
         )
+        self._ear = Ear(orchestrator.store, worker_id=lambda: self.engine.worker_id, ring=self.engine.ring) if settings.hints else None
         self.lease = Lease(orchestrator.store, orchestrator.broker, settings, node=node, queues=queues, clock=clock)
         self._clock = clock
         self.claims = Claims()
@@ -103,6 +105,8 @@ class Host:
         self.engine.worker_id, self.engine.skew_s = self.lease.register()
         self._thread.start()
         self.lease.start(lost=self._renew.set, skewed=self._skewed)
+        if self._ear is not None:
+            self._ear.start()
 
     def ring(self) -> None:
         """There may be ready work."""
@@ -146,6 +150,8 @@ class Host:
         self.engine.ring()
         self._thread.join(self.orchestrator.settings.poll_s + 5.0)
         self.lease.stop()
+        if self._ear is not None:
+            self._ear.stop()
         self.watchdog.stop()
         try:
             hand_back(

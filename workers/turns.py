@@ -21,7 +21,8 @@ from orchestrator.core.definitions import ACTIVITIES, WORKFLOWS
 from orchestrator.crashpoints import crashpoint
 from orchestrator.dispatch import Broker, expire_activities, fire_timers, ring_all, settlement
 from orchestrator.errors import DatabaseUnavailable
-from orchestrator.store import Store, Transaction, Unmet, activities, control, runs, turns, workers
+from orchestrator.store import Store, Transaction, Unmet, activities, claims, control, runs, turns, workers
+from orchestrator.store.claims import Claimed, Wanted
 from schemas.history import ActivityCompleted, ActivityScheduled, Turn
 from schemas.runs import ActivityKey, Beat, ClaimedRun, PendingActivity, Question, Resolved, Settlement, Status, TryAgain, TurnCommit
 from schemas.settings import Settings
@@ -250,11 +251,14 @@ class Engine:
 
     def _write(self, batch: Batch, *, claim: bool) -> Written:
         """Write the batch and claim what comes next, in one transaction."""
-        wanted = claim and not self.draining
+        wanted = self._wanted_now() if claim and not self.draining else None
         self._wanted = False
         beats = self._beats()
         written = Written()
         if not (batch or wanted or beats):
+            return written
+        if wanted and self.settings.quick_claims and not (batch or beats):
+            self._claim_quickly(wanted, written)
             return written
         alone = not (batch.settlements or batch.failures or batch.released or batch.answers or wanted or beats)
         if alone and turns.is_single(batch.commits):
@@ -266,7 +270,7 @@ class Engine:
             if beats:
                 written.beaten = activities.beat(tx, beats)
             if wanted:
-                self._claim(tx, written)
+                self._note_claimed(written, claims.claim(tx, wanted), wanted)
         return written
 
     def _write_all(self, tx: Transaction, batch: Batch, written: Written) -> None:
@@ -284,29 +288,39 @@ class Engine:
         if batch.answers:
             control.answer(tx, batch.answers)
 
-    def _claim(self, tx: Transaction, written: Written) -> None:
+    def _claim_quickly(self, wanted: Wanted, written: Written) -> None:
+        """Claim and nothing else, as an idle engine does when it is rung for: from the first queue that has something."""
+        for place, queue_name in enumerate(wanted.queues, 1):
+            with self.store.transaction(purpose="turns.claim", single=True) as tx:
+                claimed = claims.claim_quickly(tx, wanted, queue_name)
+            if claimed.runs:
+                with self.store.transaction(readonly=True, single=True) as tx:
+                    claimed.runs = turns.with_inboxes(tx, claimed.runs, wanted.inbox_max)
+            self._note_claimed(written, claimed, wanted)
+            if claimed.runs or claimed.activities or claimed.questions:
+                self._wanted = place < len(wanted.queues)
+                return
+
+    def _wanted_now(self) -> Wanted | None:
         queues = list(self.queues())
         if not queues:
-            return
+            return None
         batch_max = self.settings.claim_batch_max
-        written.claimed = turns.claim(
-            tx,
+        return Wanted(
             worker=self.worker_id,
             queues=queues,
-            types=list(WORKFLOWS),
-            batch_max=batch_max,
+            run_types=list(WORKFLOWS),
+            runs_max=batch_max,
+            rooms=self._budget.rooms(ACTIVITIES, batch_max),
             inbox_max=self.settings.inbox_max,
         )
-        for wanted, room in self._budget.rooms(ACTIVITIES, batch_max):
-            if room and wanted:
-                started = activities.claim(tx, worker=self.worker_id, queues=queues, types=wanted, batch_max=room)
-                written.started += started
-                written.more_activities = written.more_activities or len(started) >= room
-            else:
-                written.more_activities = written.more_activities or bool(wanted)
-        written.questions = control.questions(tx, queues=queues, types=list(WORKFLOWS), batch_max=batch_max)
+
+    @staticmethod
+    def _note_claimed(written: Written, claimed: Claimed, wanted: Wanted) -> None:
+        written.claimed, written.started, written.questions = claimed.runs, claimed.activities, claimed.questions
         written.looked = True
-        written.more_runs = len(written.claimed) >= batch_max
+        written.more_runs = len(claimed.runs) >= wanted.runs_max
+        written.more_activities = claimed.filled
 
     def _beats(self) -> list[Beat]:
         interval_s = self._runner.beat_interval_s()
@@ -439,12 +453,12 @@ class LocalFirst:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def ring(self, queue_name: str) -> None:
+    def ring(self, queue_name: str, *, delay_s: float = 0.0) -> None:
         """Look for work, or ring."""
         if queue_name in self._engine.queues():
             self._engine.want()
         else:
-            self._engine.broker.ring(queue_name)
+            self._engine.broker.ring(queue_name, delay_s=delay_s)
 
     def send(self, pending: PendingActivity) -> None:
         """As the broker."""

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, cast
 
 import psycopg
@@ -23,7 +23,7 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.crashpoints import crashpoint
 from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
 from orchestrator.store import schema
-from orchestrator.store.hints import Ear
+from orchestrator.store.hints import CLOSED, Ear
 from orchestrator.store.transaction import PostgresTransaction, SqliteTransaction, Transaction, Unmet
 from schemas.settings import Settings
 
@@ -77,6 +77,7 @@ class Store:
         self.clock = clock
         self._url = url
         self._pid = os.getpid()
+        self._inherited: list[object] = []  # what a parent process has open; collecting it here might close it there
         self._open_pool()
 
     @classmethod
@@ -103,6 +104,7 @@ class Store:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._engine.dispose(close=False)  # the connections are the parent's
+            self._inherited += self._idle
             self._open_pool()
         with self._told(), self._connected() as connection:
             if self.dialect == "sqlite":
@@ -123,18 +125,19 @@ class Store:
             return SqliteTransaction(driver)
         return PostgresTransaction(driver)
 
-    def listen(self) -> Ear | None:
+    def listen(self, channel: str = CLOSED) -> Ear | None:
         """An ear for hints on a connection of its own; None where processes cannot tell each other. Raises DatabaseUnavailable."""
         if self.dialect == "sqlite":
             return None
         with self._told():
-            lent = self._engine.raw_connection()
+            lent = self._lend()
             connection = cast("psycopg.Connection[Any]", lent.driver_connection)
             lent.detach()  # from now on it is not the pool's
-            return Ear(connection)
+            return Ear(connection, channel)
 
     def upgrade(self) -> None:
         """Create or migrate the schema; concurrent callers wait for each other, and finding nothing to do is fine."""
+        self._give_back_idle()
         with self._told(), self._engine.begin() as connection:
             schema.upgrade(connection)
 
@@ -155,6 +158,7 @@ class Store:
 
     def dispose(self) -> None:
         """Close the connections that are not in use; the store opens new ones when it is used again."""
+        self._give_back_idle()
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -167,6 +171,8 @@ class Store:
         return self._url.render_as_string(hide_password=True)
 
     def _open_pool(self) -> None:
+        # Those returned last are used first: their statements are prepared, their servers' processes awake. And without the pool's ceremony.
+        self._idle: list[PoolProxiedConnection] = []
         self._writer = threading.RLock()  # SQLite has one writer: threads of this process queue here, fairly, and not in its busy loop
         if self.dialect == "sqlite":
             self._engine = _sqlite_engine(self._url, self.clock, self._pool)
@@ -175,16 +181,34 @@ class Store:
 
     @contextmanager
     def _connected(self) -> Iterator[object]:
-        lent = self._engine.raw_connection()
+        lent = self._lend()
         try:
             yield lent.driver_connection
         except BaseException as error:
             if _broken(lent, error):
                 lent.invalidate(error if isinstance(error, Exception) else None)
-                self._engine.dispose()  # the idle ones have met the same fate; do not let each of them cost a transaction
+                lent.close()
+                self.dispose()  # the idle ones have met the same fate; do not let each of them cost a transaction
+            else:
+                self._keep(lent)
             raise
-        finally:
+        self._keep(lent)
+
+    def _lend(self) -> PoolProxiedConnection:
+        with suppress(IndexError):
+            return self._idle.pop()
+        return self._engine.raw_connection()
+
+    def _keep(self, lent: PoolProxiedConnection) -> None:
+        if len(self._idle) < self._pool["pool_size"]:
+            self._idle.append(lent)
+        else:
             lent.close()
+
+    def _give_back_idle(self) -> None:
+        while self._idle:
+            with suppress(IndexError):
+                self._idle.pop().close()
 
     def _on_sqlite(self, connection: sqlite3.Connection, *, readonly: bool, purpose: str) -> Iterator[Transaction]:
         if not readonly and not self._writer.acquire(timeout=BUSY_TIMEOUT_S):

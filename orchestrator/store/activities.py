@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.store import documents, runs
 from orchestrator.store.documents import ACTIVITY_COLUMNS
-from orchestrator.store.transaction import Transaction
+from orchestrator.store.transaction import Reply, Row, Sender, Transaction
 from schemas.history import ActivityFailed
 from schemas.runs import ActivityKey, Beat, BeatAnswer, PendingActivity, Resolved, Settlement, TryAgain
 
@@ -115,10 +115,19 @@ def claim(tx: Transaction, *, worker: str, queues: Sequence[str], types: Sequenc
     for queue in queues:
         if len(claimed) >= batch_max:
             break
-        rows = tx.run(_CLAIM, worker=worker, queue=queue, types=list(types), batch_max=batch_max - len(claimed))
-        started = [(row[-1], documents.pending(row[:-1])) for row in rows]
-        claimed += [pending for _, pending in sorted(started, key=lambda item: (-item[0], item[1].due_at))]
+        claimed += started(send_claim(tx, worker=worker, queue=queue, types=types, batch_max=batch_max - len(claimed)).rows())
     return claimed
+
+
+def send_claim(tx: Sender, *, worker: str, queue: str, types: Sequence[str], batch_max: int) -> Reply:
+    """Start due activities of one queue; `started` reads the answer."""
+    return tx.send(_CLAIM, worker=worker, queue=queue, types=list(types), batch_max=batch_max)
+
+
+def started(rows: Sequence[Row]) -> list[PendingActivity]:
+    """The activities that a claim has started, the most urgent first."""
+    found = [(row[-1], documents.pending(row[:-1])) for row in rows]
+    return [pending for _, pending in sorted(found, key=lambda item: (-item[0], item[1].due_at))]
 
 
 def start(tx: Transaction, key: ActivityKey, worker: str) -> PendingActivity | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.store import documents, hints
 from orchestrator.store.documents import DEAD_LETTER_COLUMNS, QUESTION_COLUMNS
-from orchestrator.store.transaction import Transaction
+from orchestrator.store.transaction import Reply, Row, Sender, Transaction
 from schemas.runs import DeadLetter, Question
 
 DEAD_LETTERS_PAGE_MAX = 1000
@@ -72,12 +72,22 @@ def ask(tx: Transaction, question: Question) -> None:
 
 def questions(tx: Transaction, queues: Sequence[str], types: Sequence[str], batch_max: int) -> list[Question]:
     """Queries without an answer, the oldest first; several workers may find the same one."""
-    return [documents.question(row) for row in tx.run(_QUESTIONS, queues=list(queues), types=list(types), batch_max=batch_max)]
+    return asked(send_questions(tx, queues=queues, types=types, batch_max=batch_max).rows())
+
+
+def send_questions(tx: Sender, *, queues: Sequence[str], types: Sequence[str], batch_max: int) -> Reply:
+    """Look for queries without an answer; `asked` reads the answer."""
+    return tx.send(_QUESTIONS, queues=list(queues), types=list(types), batch_max=batch_max)
+
+
+def asked(rows: Sequence[Row]) -> list[Question]:
+    """The queries that were found, the oldest first."""
+    return [documents.question(row) for row in rows]
 
 
 def answer(tx: Transaction, answers: Sequence[Question]) -> set[str]:
     """Keep the answers in these questions; return the ids of those that were still open: the first answer wins."""
-    hints.give(tx, tx.dialect)
+    hints.give(tx, tx.dialect, [question.id for question in answers])
     rows = [(q.id, documents.dump(q.answer), documents.dump_unless_none(q.failure)) for q in answers]
     return {question_id for (question_id,) in tx.run_rows(_ANSWER, sorted(rows))}
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.store import documents, hints
 from orchestrator.store.documents import RUN_COLUMNS
+from orchestrator.store.hints import Woken
 from orchestrator.store.transaction import Row, Sender, Transaction, Unmet
 from schemas.history import FLAGS_NOW, Arrival, Close, Failure, Json, RunTerminated, Turn
 from schemas.runs import IdConflictPolicy, IdReusePolicy, NewRun, RunDescription, StartOutcome, Status
@@ -128,15 +129,16 @@ def is_plain(new: Sequence[NewRun]) -> bool:
     )
 
 
-def start_plain(tx: Transaction, new: Sequence[NewRun]) -> list[StartOutcome]:
-    """Create plain runs in a single transaction; raises Unmet, and writes nothing, if one of their ids is in use."""
+def start_plain(tx: Transaction, new: Sequence[NewRun], *, hint: bool = False) -> tuple[list[StartOutcome], Woken]:
+    """Create plain runs in a single transaction, with a `hint` to workers; raises Unmet, and writes nothing, if one of their ids is in use."""
     with tx.together() as group:
         created = group.send_rows(_INSERT, _run_rows(new))
         group.expect(created, len(new))
         _furnish(group, new, _FIRST_ARRIVALS)
+        woken = hints.wake(group, tx.dialect, {run.started.queue for run in new} if hint else ())
     if not tx.single and len(created.rows()) != len(new):
         raise Unmet
-    return [StartOutcome(run.started.run_id, created=True) for run in new]
+    return [StartOutcome(run.started.run_id, created=True) for run in new], woken
 
 
 def insert(tx: Transaction, new: Sequence[NewRun]) -> set[str]:
@@ -231,7 +233,7 @@ def close_from_outside(tx: Transaction, run_id: str, close: Close) -> str | None
     turn, queue = closed[0]
     tx.send(_CLOSING_TURN, run_id=run_id, turn=turn, flags=int(FLAGS_NOW), events=documents.dump([close]))
     record_outcomes(tx, [(run_id, None, _failure_of(close), None)])
-    hints.give(tx, tx.dialect)
+    hints.give(tx, tx.dialect, [run_id])
     clear(tx, [run_id])
     return str(queue)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +25,8 @@ from typing import Any, Protocol
 import orjson
 import psycopg
 from psycopg.rows import tuple_row
+
+from orchestrator.store import prepared
 
 Row = tuple[Any, ...]  # a row has the types that its sentence names; the function that speaks it makes a record of it
 
@@ -51,6 +53,10 @@ class Reply(ABC):
     @abstractmethod
     def rows(self) -> list[Row]:
         """Wait for the answer; errors of the sentence, or of one sent before it, are raised here."""
+
+    def count(self) -> int:
+        """How many rows it has; all that can be said of a statement among others of which a number of rows was expected."""
+        return len(self.rows())
 
 
 class Transaction(ABC):
@@ -176,6 +182,9 @@ class PostgresTransaction(Transaction):
     def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
         """Put it on its way."""
         rendered = render("postgresql", sentence)
+        if self.single:
+            self._count_sent()
+            return Answered(prepared.rows(self._connection, rendered.text, {name: _text(value) for name, value in params.items()}))
         cursor = self._cursor()
         bound = {name: array(value) if isinstance(value, list) else value for name, value in params.items()}
         cursor.execute(rendered.text.encode(), bound)
@@ -190,14 +199,18 @@ class PostgresTransaction(Transaction):
         """As one statement: each becomes a common table expression, and all answers come in one row."""
         group = _Group()
         yield group
-        if group.sentences:
-            expected = tuple(group.expected) if self.single else ()
-            cursor = self._cursor()
-            try:
-                cursor.execute(composed(tuple(group.sentences), expected).encode(), group.params)
-            except psycopg.errors.DivisionByZero as error:
-                raise Unmet from error
-            group.sent = cursor
+        if not group.parts:
+            return
+        if not self.single:
+            group.sent = self._cursor()
+            group.sent.execute(group.text().encode(), group.params)
+            return
+        self._count_sent()
+        try:
+            group.counted = bool(group.expected)
+            (group.answers,) = prepared.rows(self._connection, group.text(tuple(group.expected)), group.params)
+        except psycopg.errors.DivisionByZero as error:
+            raise Unmet from error
 
     def start_over(self) -> None:
         """Undo everything."""
@@ -205,45 +218,68 @@ class PostgresTransaction(Transaction):
         self._connection.execute("BEGIN")
 
     def _cursor(self) -> psycopg.Cursor[Row]:
-        self._sent += 1
-        assert self._sent == 1 or not self.single, "a single transaction is one statement"
         return self._connection.cursor(row_factory=tuple_row)
+
+    def _count_sent(self) -> None:
+        self._sent += 1
+        assert self._sent == 1, "a single transaction is one statement"
 
 
 class _Group:
     """Statements that wait to be sent together."""
 
     def __init__(self) -> None:
-        self.sentences: list[str] = []
-        self.params: dict[str, Any] = {}
+        self.parts: list[tuple[str, Sequence[Row]]] = []
+        self.params: dict[str, str | None] = {}
         self.expected: list[int] = []
         self.sent: psycopg.Cursor[Row] | None = None
-        self._answers: Row | None = None
+        self.answers: Sequence[Any] | None = None
+        self.counted = False  # the answers are numbers of rows
 
     def send(self, sentence: str, /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
         """Keep it."""
-        place = len(self.sentences)
-        self.sentences.append(sentence)
-        self.params.update({f"s{place}_{name}": array(value) if isinstance(value, list) else value for name, value in params.items()})
-        return _Share(self, place)
+        return self._keep(sentence, (), params)
 
     def send_rows(self, sentence: str, rows: Sequence[Row], /, **params: Any) -> Reply:  # noqa: ANN401 - what a driver can bind
         """Keep it."""
-        return self.send(sentence, **columns_of(rows), **params) if rows else Answered([])
+        return self._keep(sentence, rows, params) if rows else Answered([])
 
     def expect(self, reply: Reply, count: int) -> None:
         """Keep it."""
         if isinstance(reply, _Share):
             self.expected.append(reply.place)
-            self.params[f"expected_{reply.place}"] = count
+            self.params[f"expected_{reply.place}"] = str(count)
+
+    def text(self, expected: tuple[int, ...] = ()) -> str:
+        """All of it as one statement; the parameters are complete after this call."""
+        one_row = all(len(rows) <= 1 for _, rows in self.parts)
+        for place, (_, rows) in enumerate(self.parts):
+            if rows:
+                values = [_text(value) for value in rows[0]] if one_row else [array(column) for column in zip(*rows, strict=True)]
+                self.params.update({f"s{place}_v_{position}": value for position, value in enumerate(values)})
+        return composed(tuple(sentence for sentence, _ in self.parts), expected, one_row=one_row)
 
     def answer(self, place: int) -> list[Row]:
         """The rows of one of the statements."""
-        if self._answers is None:
+        if self.answers is None:
             assert self.sent is not None, "answers come after the block"
-            self._answers = self.sent.fetchone()
-            assert self._answers is not None, "a statement made of scalar sub-selects has one row"
-        return [tuple(record.values()) for record in orjson.loads(self._answers[place])]
+            self.answers = self.sent.fetchone()
+            assert self.answers is not None, "a statement made of scalar sub-selects has one row"
+        return [tuple(record.values()) for record in orjson.loads(self.answers[place])]
+
+    def count(self, place: int) -> int:
+        """How many rows one of the statements has given."""
+        if not self.counted:
+            return len(self.answer(place))
+        assert self.answers is not None, "answers come after the block"
+        return int(self.answers[place])
+
+    def _keep(self, sentence: str, rows: Sequence[Row], params: Mapping[str, Any]) -> _Share:
+        place = len(self.parts)
+        self.parts.append((sentence, rows))
+        for name, value in params.items():
+            self.params[f"s{place}_{name}"] = _text(value)
+        return _Share(self, place)
 
 
 class _Share(Reply):
@@ -252,6 +288,9 @@ class _Share(Reply):
 
     def rows(self) -> list[Row]:
         return self._group.answer(self.place)
+
+    def count(self) -> int:
+        return self._group.count(self.place)
 
 
 class _Sent(Reply):
@@ -263,14 +302,15 @@ class _Sent(Reply):
 
 
 @lru_cache(maxsize=SENTENCES_MAX)
-def composed(sentences: tuple[str, ...], expected: tuple[int, ...] = ()) -> str:
+def composed(sentences: tuple[str, ...], expected: tuple[int, ...] = (), *, one_row: bool = False) -> str:
     """PostgreSQL: one statement out of several; their parameters are told apart by the place of the statement.
 
-    Where row counts are expected, the statement divides by zero, and so undoes itself, unless they are met.
+    Where no row source has more than one row, the planner gets it as values and not as a function, and what it makes of that begins to
+    run in half the time. Where row counts are expected, the statement divides by zero, and so undoes itself, unless they are met.
     """
     parts, answers = [], []
     for place, sentence in enumerate(sentences):
-        rendered = render("postgresql", sentence)
+        rendered = render("postgresql", sentence, one_row=one_row)
         parts.append(f"s{place} AS ({rendered.text.replace('%(', f'%(s{place}_')})")
         # Every answer is asked for, if only for its length: a query that nobody refers to is not run.
         answer = "count(*)" if expected else f"coalesce(json_agg(s{place}), '[]')::text"
@@ -297,12 +337,18 @@ def _element(value: Any) -> str:  # noqa: ANN401 - str, int, float or bool
     return str(value)
 
 
+def _text(value: Any) -> str | None:  # noqa: ANN401 - str, int, float, bool, a list of such, or None
+    if value is None or isinstance(value, str):
+        return value
+    return array(value) if isinstance(value, list) else str(value)
+
+
 def _listed(value: Any) -> Any:  # noqa: ANN401 - what a driver can bind
     return orjson.dumps(value).decode() if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=SENTENCES_MAX)
-def render(dialect: str, sentence: str) -> Rendered:
+def render(dialect: str, sentence: str, *, one_row: bool = False) -> Rendered:
     """Replace macros and parameters; the sentence itself stays as it is written."""
     postgres = dialect == "postgresql"
     source = re.search(r"\{rows ([^}]*)\}", sentence)
@@ -318,20 +364,12 @@ def render(dialect: str, sentence: str) -> Rendered:
             names.append(name)
         return f"?{len(columns) + names.index(name) + 1}"
 
-    def row_source() -> str:
-        listed = ", ".join(name for name, _ in columns)
-        if postgres:
-            arrays = ", ".join(f"%(v_{position})s::{_ARRAYS[kind]}" for position, (_, kind) in enumerate(columns))
-            return f"unnest({arrays}) AS v({listed})"
-        casts = ", ".join(f"CAST(?{position} AS {_CASTS[kind]}) AS {name}" for position, (name, kind) in enumerate(columns, 1))
-        return f"(SELECT {casts}) AS v"
-
     def macro(name: str, argument: str) -> str:
         match name:
             case "now":
                 return "extract(epoch from statement_timestamp())::float8" if postgres else "db_now()"
             case "rows":
-                return row_source()
+                return _row_source(columns, postgres=postgres, one_row=one_row)
             case "in":
                 column, parameter_name = argument.split(" :")
                 value = parameter(parameter_name)
@@ -360,6 +398,17 @@ def render(dialect: str, sentence: str) -> Rendered:
 
     text = " ".join(_PART.sub(part, sentence).split())
     return Rendered(text, bool(_ANSWERS.search(sentence)), tuple(kind for _, kind in columns), tuple(names))
+
+
+def _row_source(columns: Sequence[tuple[str, ...]], *, postgres: bool, one_row: bool) -> str:
+    if postgres and not one_row:
+        arrays = ", ".join(f"%(v_{position})s::{_ARRAYS[kind]}" for position, (_, kind) in enumerate(columns))
+        return f"unnest({arrays}) AS v({', '.join(name for name, _ in columns)})"
+    if postgres:
+        values = (f"%(v_{position})s::{_ARRAYS[kind][:-2]} AS {name}" for position, (name, kind) in enumerate(columns))
+    else:
+        values = (f"CAST(?{position} AS {_CASTS[kind]}) AS {name}" for position, (name, kind) in enumerate(columns, 1))
+    return f"(SELECT {', '.join(values)}) AS v"
 
 
 def _elements(array_text: str) -> str:

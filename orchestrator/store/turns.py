@@ -7,10 +7,10 @@ the same epoch until somebody else claims the run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from orchestrator.store import documents, hints, runs
-from orchestrator.store.transaction import Sender, Transaction
+from orchestrator.store.transaction import Reply, Row, Sender, Transaction
 from schemas.history import ActivityCanceled, ActivityCancelRequested, Arrival, TimerCanceled, TimerStarted, Turn
 from schemas.runs import ClaimedRun, Committed, InboxEntry, NewRun, Status, TurnCommit, TurnFailure
 
@@ -117,29 +117,34 @@ def claim(tx: Transaction, *, worker: str, queues: Sequence[str], types: Sequenc
 
     Queues are asked in the order given. Arrivals that come after this claim make the run ready again, so none is overlooked.
     """
-    rows: list[tuple[Any, ...]] = []
+    claimed: list[ClaimedRun] = []
     for queue in queues:
-        if len(rows) >= batch_max:
+        if len(claimed) >= batch_max:
             break
-        claimed = tx.run(_CLAIM, worker=worker, queue=queue, types=list(types), batch_max=batch_max - len(rows))
-        rows += sorted(claimed, key=lambda row: (-row[6], row[7]))
-    if not rows:
-        return []
+        claimed += claimed_runs(send_claim(tx, worker=worker, queue=queue, types=types, batch_max=batch_max - len(claimed)).rows())
     # Read after `ready` was cleared and under the runs' locks: what is not here yet will set `ready` again.
-    inbox = arrived(tx, [row[0] for row in rows], inbox_max + 1)
+    return with_inboxes(tx, claimed, inbox_max)
+
+
+def send_claim(tx: Sender, *, worker: str, queue: str, types: Sequence[str], batch_max: int) -> Reply:
+    """Take ready runs of one queue; `claimed_runs` reads the answer."""
+    return tx.send(_CLAIM, worker=worker, queue=queue, types=list(types), batch_max=batch_max)
+
+
+def claimed_runs(rows: Sequence[Row]) -> list[ClaimedRun]:
+    """The runs that were taken, the most urgent first, without their inboxes."""
     return [
-        ClaimedRun(
-            run_id=run_id,
-            epoch=epoch,
-            turn=turn,
-            queue=queue,
-            type=type_,
-            inbox=tuple(inbox[run_id][:inbox_max]),
-            more=len(inbox[run_id]) > inbox_max,
-            turn_failures=turn_failures,
-        )
-        for run_id, epoch, turn, queue, type_, turn_failures, _, _ in rows
+        ClaimedRun(run_id=run_id, epoch=epoch, turn=turn, queue=queue, type=type_, inbox=(), more=False, turn_failures=turn_failures)
+        for run_id, epoch, turn, queue, type_, turn_failures, _, _ in sorted(rows, key=lambda row: (-row[6], row[7]))
     ]
+
+
+def with_inboxes(tx: Transaction, claimed: Sequence[ClaimedRun], inbox_max: int) -> list[ClaimedRun]:
+    """The claimed runs with at most `inbox_max` arrivals each. Must come after the claim, in its transaction or a later one."""
+    if not claimed:
+        return []
+    inbox = arrived(tx, [run.run_id for run in claimed], inbox_max + 1)
+    return [replace(run, inbox=tuple(inbox[run.run_id][:inbox_max]), more=len(inbox[run.run_id]) > inbox_max) for run in claimed]
 
 
 def arrived(tx: Transaction, run_ids: Sequence[str], most: int) -> dict[str, list[InboxEntry]]:
@@ -235,7 +240,7 @@ def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
         _write_going_on(group, going_on, worker=worker, publish_again_s=publish_again_s)
         _write_closing(group, closing, keys)
         if closing and len(turns) <= hints.TURNS_MAX:
-            hints.give(group, tx.dialect)
+            hints.give(group, tx.dialect, [turn.run_id for turn in closing])
     if tx.single:
         return set()  # else it would have raised Unmet
     stands = {run_id for (run_id,) in advanced.rows()}

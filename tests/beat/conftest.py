@@ -54,7 +54,7 @@ class Bells:
         self.rung: list[str] = []
         self.sent: list[PendingActivity] = []
 
-    def ring(self, queue: str) -> None:
+    def ring(self, queue: str, *, delay_s: float = 0.0) -> None:
         self.rung.append(queue)
 
     def send(self, activity: PendingActivity) -> None:

@@ -18,7 +18,7 @@ class Bell:
     def __init__(self) -> None:
         self.rung: list[str] = []
 
-    def ring(self, queue: str) -> None:
+    def ring(self, queue: str, *, delay_s: float = 0.0) -> None:
         self.rung.append(queue)
 
     def send(self, activity: PendingActivity) -> None:

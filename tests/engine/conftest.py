@@ -40,7 +40,7 @@ class House:
         self.hosts: list[Host] = []
         self.sent: list[PendingActivity] = []
 
-    def ring(self, _queue: str) -> None:
+    def ring(self, _queue: str, *, delay_s: float = 0.0) -> None:
         for host in self.hosts:
             host.ring()
 

@@ -16,6 +16,7 @@ from orchestrator.core.payloads import PayloadConverter
 from orchestrator.crashpoints import crashpoint
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.store import Store, Transaction
+from orchestrator.store.transaction import Answered
 from schemas.history import ActivityScheduled, Failure
 from schemas.runs import ActivityKey, Beat, BeatAnswer, PendingActivity, WorkerIdentity, WorkerRow
 from tests.simulation.corpus_activities import MANNERS, PLAIN, TASK, TASK_QUEUE
@@ -88,10 +89,10 @@ class Wire:
         self._world = world
         self.messages: list[Message] = []
 
-    def ring(self, queue: str) -> None:
+    def ring(self, queue: str, *, delay_s: float = 0.0) -> None:
         crashpoint("before_ring")
         if not (self._world.settings.ring_window_s and any(m.queue == queue and m.activity is None for m in self.messages)):
-            self._post(Message(queue, None))
+            self._post(Message(queue, None), delay_s)
         crashpoint("after_ring")
 
     def send(self, pending: PendingActivity) -> None:
@@ -103,15 +104,29 @@ class Wire:
         self._world.note(f"wipe {len(self.messages)}")
         self.messages.clear()
 
-    def _post(self, message: Message) -> None:
+    def hint(self, _tx: object, _dialect: str, queues: Iterable[str]) -> dict[str, Answered]:
+        """Instead of PostgreSQL's: somebody may be told, too early, twice or in vain, and callers believe that he was."""
+        world = self._world
+        hinted = {}
+        for name in sorted(queues):
+            if world.random.random() < 0.2:
+                continue  # there is nobody who listens
+            hinted[name] = Answered([()])
+            takers = [worker for worker in world.workers if name in worker.queues]
+            for taker in world.random.sample(takers, world.random.randint(0, min(2, len(takers)))):
+                world.note(f"hint {name} to {taker.name}")
+                taker.after(world.random.uniform(0.0, 0.003), taker.engine.ring)
+        return hinted
+
+    def _post(self, message: Message, delay_s: float = 0.0) -> None:
         world, faults = self._world, self._world.faults
         world.note(f"post {message.queue} {message.activity and message.activity.key}")
         copies = 0 if world.chance(faults.drop) else 2 if world.chance(faults.double) else 1
         for _ in range(copies):
             sent = Message(message.queue, message.activity)
             self.messages.append(sent)
-            delay_s = world.random.uniform(0.0, 8.0) if world.chance(faults.late) else world.random.uniform(0.0, 0.003)
-            world.after(delay_s, partial(self._deliver, sent))
+            late_s = world.random.uniform(0.0, 8.0) if world.chance(faults.late) else world.random.uniform(0.0, 0.003)
+            world.after(delay_s + late_s, partial(self._deliver, sent))
 
     def _deliver(self, message: Message) -> None:
         if not any(message is waiting for waiting in self.messages):

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import cast
+from unittest.mock import patch
 
 from orchestrator import crashpoints
 from orchestrator.core.payloads import PayloadConverter
-from orchestrator.store import Store, Transaction
+from orchestrator.store import Store, Transaction, hints
 from schemas.runs import ActivityKey, PendingActivity
 from schemas.settings import Settings
 from tests.laws import Run
@@ -93,6 +94,8 @@ class World:
         self.beats = [BeatProcess(self, f"beat{n}") for n in range(BEATS)]
         self._plan_faults()
         crashpoints.arm(self._at_crashpoint)
+        self._hints = patch.object(hints, "wake", self.wire.hint)
+        self._hints.start()
 
     # --- time and chance -----------------------------------------------------------------------------------------------------
 
@@ -142,6 +145,7 @@ class World:
     def end(self) -> None:
         """Unwind whatever still stands somewhere; nothing of it acts any more."""
         crashpoints.arm(None)
+        self._hints.stop()
         for process in (*self.workers, *self.beats):
             process.alive = False
         for fiber in self._fibers:

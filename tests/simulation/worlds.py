@@ -20,6 +20,7 @@ ORPHANS_S = 40.0  # within this after all else is over, nothing belongs to a wor
 
 def settings_of(chance: Random) -> Settings:
     """The optimisations of a seed."""
+    newer = Random(str(chance.getstate()))  # for settings that came later: what a seed meant before, it goes on to mean
     return load(
         {},
         database_url="sqlite://",
@@ -39,6 +40,8 @@ def settings_of(chance: Random) -> Settings:
         cache=chance.random() < 0.7,
         eager=chance.random() < 0.7,
         ring_window_s=chance.choice((0.0, 0.002)),
+        hints=newer.random() < 0.5,
+        quick_claims=newer.random() < 0.7,
     )
 
 
@@ -70,7 +73,7 @@ def simulate(
         judge(world, work, world.runs)
     except BaseException as error:
         error.add_note(
-            f"--seed {seed}: {sorted(work)}; {world.faults}; {settings.model_dump(include={'cache', 'eager', 'claim_batch_max'})}"
+            f"--seed {seed}: {sorted(work)}; {world.faults}; {settings.model_dump(include={'cache', 'eager', 'hints', 'quick_claims', 'claim_batch_max'})}"
         )
         error.add_note("\n".join(world.trace[-400:]))
         raise
