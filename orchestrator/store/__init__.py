@@ -203,6 +203,7 @@ class Store:
         if len(self._idle) < self._pool["pool_size"]:
             self._idle.append(lent)
         else:
+            lent.invalidate()
             lent.close()
 
     def _give_back_idle(self) -> None:

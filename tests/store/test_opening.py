@@ -39,5 +39,7 @@ def test_a_process_has_as_many_connections_as_its_settings_allow(postgres_url):
         pool = store._engine.pool
         assert isinstance(pool, QueuePool)
         assert (pool.size(), pool.overflow(), pool.checkedout()) == (2, 1, 3)
-    assert pool.checkedin() == 2, "the third was closed"
+    with store.transaction(readonly=True) as tx:
+        open_now = tx.run("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+    assert open_now == [(2,)], "the third was closed"
     store.dispose()
