@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.store import Unmet, runs, turns
-from tests.store.conftest import QUEUE
+from orchestrator.store import Unmet, claims, control, hints, runs, turns, workers
+from schemas.history import ActivityScheduled
+from schemas.runs import Question, WorkerIdentity
+from tests.store.conftest import QUEUE, TYPE
 
 HEARD_MAX_S = 5.0
 
@@ -35,7 +37,7 @@ def test_a_plain_start_of_an_id_in_use_writes_nothing_of_its_batch(store, desk):
     assert desk.count("runs") == desk.count("inbox") == 1
 
 
-def test_whoever_listens_is_told_that_a_run_has_closed(store, desk):
+def test_whoever_listens_is_told_which_run_has_closed(store, desk):
     ear = store.listen()
     if ear is None:
         assert store.dialect == "sqlite"
@@ -43,5 +45,75 @@ def test_whoever_listens_is_told_that_a_run_has_closed(store, desk):
     desk.start("w")
     (claimed,) = desk.claim()
     assert not desk.commit(desk.closing(claimed))
-    assert ear.hears(HEARD_MAX_S)
+    assert ear.hears(HEARD_MAX_S) == [claimed.run_id]
     ear.close()
+
+
+def test_one_worker_of_the_queue_is_told_of_a_started_run_unless_it_has_left(store, desk):
+    if store.dialect == "sqlite":
+        assert not started_with_hint(store, desk)
+        return
+    assert not started_with_hint(store, desk), "there is nobody to tell"
+    register(desk, "elsewhere", queues=(f"{QUEUE}-more", "mail"))
+    register(desk, "gone", ttl_s=-1.0)
+    assert not started_with_hint(store, desk)
+    register(desk, "here")
+    ear = store.listen(hints.channel_of("here"))
+    assert started_with_hint(store, desk) == {QUEUE}
+    assert ear.hears(HEARD_MAX_S) == [""]
+    ear.close()
+
+
+def test_where_many_workers_live_none_is_told(store, desk):
+    for number in range(hints.LISTENERS_MAX + 1):
+        register(desk, f"worker-{number}")
+    assert not started_with_hint(store, desk)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_quick_claim_is_a_claim(store, desk, single):
+    """Runs, activities and questions of one queue, and no more of each than was asked for."""
+    desk.running(call(1, "mail"), call(2, "mail"), eager=False)
+    runs_started = sorted(desk.start() for _ in range(3))
+    desk.start(queue="elsewhere")
+    desk.ask(control.ask, Question("q", runs_started[0], QUEUE, TYPE, "count", ()))
+    wanted = claims.Wanted("me", [QUEUE], [TYPE], runs_max=2, rooms=[(["mail"], 1)], inbox_max=10)
+    with store.transaction(single=single) as tx:
+        claimed = claims.claim_quickly(tx, wanted, QUEUE)
+    assert len(claimed.runs) == 2
+    assert {run.epoch for run in claimed.runs} == {1}
+    assert [pending.key.seq for pending in claimed.activities] == [1]
+    assert claimed.filled
+    assert [question.id for question in claimed.questions] == ["q"]
+    inboxes = desk.ask(turns.with_inboxes, claimed.runs, 10)
+    assert [len(run.inbox) for run in inboxes] == [1, 1]
+    rest = desk.claim()
+    assert sorted(run.run_id for run in [*claimed.runs, *rest]) == runs_started
+
+
+def test_of_two_claims_under_one_epoch_one_takes_the_turn(store, desk, rival):
+    """The server died before the disk had the first claim, and the claimant never knew."""
+    run_id = desk.start("w")
+    (first,) = desk.claim()
+    with store.transaction() as tx:
+        tx.run("UPDATE runs SET epoch = epoch - 1, ready = true, owner = NULL WHERE run_id = :run_id RETURNING 1", run_id=run_id)
+    (second,) = rival.claim()
+    assert first.epoch == second.epoch
+    assert not rival.commit(rival.turn(second))
+    assert desk.commit(desk.closing(first, "a second history")) == {run_id}
+    assert desk.count("turns") == 1
+    assert not rival.commit(rival.closing(second, number=2))
+
+
+def started_with_hint(store, desk):
+    with store.transaction(single=True) as tx:
+        _, woken = runs.start_plain(tx, [desk.new()], hint=True)
+    return hints.told(woken)
+
+
+def register(desk, worker_id, *, queues=(QUEUE,), ttl_s=60.0):
+    desk.ask(workers.register, WorkerIdentity(worker_id, worker_id, "host", "boot", 1, 1.0, queues, ""), ttl_s)
+
+
+def call(seq, type_):
+    return ActivityScheduled(seq=seq, activity_id=str(seq), type=type_)
