@@ -153,6 +153,14 @@ def test_the_sequence_of_the_end_is_acknowledged_in_order_and_it_leaves_well(pro
     assert program.process.returncode == 0
 
 
+def test_it_says_nothing_more_after_the_sequence_of_the_end_even_if_its_stdin_ends_too(program):
+    program.hear(lambda frame: isinstance(frame, HeartbeatFrame))
+    program.tell('{"cmd":"sequence","sequence":["stop","flush","shutdown"]}')
+    program.process.stdin.close()
+    said = [type(frame).__name__ for frame in program.rest() if not isinstance(frame, HeartbeatFrame)]
+    assert said == ["AckFrame", "SummaryFrame", "AckFrame"]
+
+
 def test_it_pauses_and_resumes(program):
     program.tell('{"cmd":"sequence","sequence":["pause","resume"]}')
     program.acknowledged("pause")

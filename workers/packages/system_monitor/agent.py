@@ -238,7 +238,8 @@ class Agent:
     def __init__(self) -> None:
         self.accumulator = Accumulator()
         self.leaving = threading.Event()
-        self.gone = threading.Event()
+        self.told_to_leave = False
+        self.gone = threading.Event()  # all that was to be said is said
         self.latency_ms = 0.0
         self._todo: queue.Queue[Callable[[], None]] = queue.Queue(SNAPSHOTS_MAX)  # of the summarizer
         self._stdout = threading.Lock()
@@ -255,9 +256,9 @@ class Agent:
         while not self.leaving.is_set():
             self.heartbeat()
             self.leaving.wait(HEARTBEAT_INTERVAL_S)
-        if not self.gone.is_set():
+        if not self.told_to_leave:
             self.obey(["stop", "flush", "shutdown"], acknowledge=False)
-            self.gone.wait(LEAVE_MAX_S)
+        self.gone.wait(LEAVE_MAX_S)
 
     def listen(self) -> None:
         """The command listener: read stdin, do as told."""
@@ -283,6 +284,7 @@ class Agent:
                 self._todo.put(lambda snapshot=snapshot: self.summary(snapshot))  # type: ignore[misc] # binds this one
                 behind_flush = True
             elif member == "shutdown":
+                self.told_to_leave = True
                 self._todo.put(self.gone.set)
                 self._todo.put(self.leaving.set)
                 return
