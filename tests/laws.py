@@ -82,17 +82,16 @@ class Run:
         return self.status is Status.RUNNING
 
 
-def check_laws(store: Store, *, replay: bool = True, early_s: float = EARLY_S, orphans: bool = False) -> list[Run]:
+def check_laws(store: Store, *, replay: bool = True, orphans: bool = False) -> list[Run]:
     """Assert all laws; return what was read.
 
-    `early_s`: how far a worker's clock may be behind the database's. `orphans`: workers that were struck off may still own something,
-    because the sweep has not come round yet.
+    `orphans`: workers that were struck off may still own something, because the sweep has not come round yet.
     """
     with store.transaction(readonly=True) as tx:
         runs, workers = _read(tx)
     complaints: list[str] = []
     for run in runs.values():
-        told = [f"run {run.run_id} ({run.type}, {run.status}, turn {run.turn}): {what}" for what in _of_run(run, early_s)]
+        told = [f"run {run.run_id} ({run.type}, {run.status}, turn {run.turn}): {what}" for what in _of_run(run)]
         if not orphans:
             told += [f"run {run.run_id} ({run.type}): {what}" for what in _of_owners(run, workers)]
         complaints += told
@@ -134,9 +133,9 @@ def _read(tx: Transaction) -> tuple[dict[str, Run], set[str]]:
     return runs, {worker_id for (worker_id,) in tx.run("SELECT worker_id FROM workers")}
 
 
-def _of_run(run: Run, early_s: float) -> Iterable[str]:
+def _of_run(run: Run) -> Iterable[str]:
     yield from _of_turns(run)
-    yield from _of_events(run, early_s)
+    yield from _of_events(run)
     yield from _of_end(run)
     yield from _of_open(run) if run.open else _of_closed(run)
 
@@ -161,7 +160,7 @@ def _of_turns(run: Run) -> Iterable[str]:
                 yield "RunStarted names another run"
 
 
-def _of_events(run: Run, early_s: float) -> Iterable[str]:
+def _of_events(run: Run) -> Iterable[str]:
     scheduled: set[int] = set()
     timers: dict[int, float] = {}
     over: Counter[int] = Counter()
@@ -175,7 +174,7 @@ def _of_events(run: Run, early_s: float) -> Iterable[str]:
             elif isinstance(event, TimerFired):
                 if event.seq not in timers:
                     yield f"turn {turn.turn}: timer {event.seq} fired and was not started"
-                elif turn.at < timers[event.seq] - early_s:
+                elif turn.at < timers[event.seq] - EARLY_S:
                     yield f"turn {turn.turn}: timer {event.seq} fired {timers[event.seq] - turn.at:.4f} s early"
                 over[event.seq] += 1
         for command in turn.commands:

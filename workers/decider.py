@@ -68,9 +68,8 @@ class Decider:
             return
         try:
             instance = self._instance(job, histories)
-            at = max(now, instance.loop.now)  # time does not go back inside a run
             with self._watchdog.turn(f"workflow {job.type!r}"):
-                decision = step(instance, job.arrivals, at=at)
+                decision = step(instance, job.arrivals, at=now)
         except Exception as error:  # noqa: BLE001 - author code, or a fault of ours: the run must survive both, and so must its neighbours
             self.fail(job, error, batch)
             return
@@ -81,7 +80,7 @@ class Decider:
             run_id=job.run_id,
             epoch=job.epoch,
             turn=job.turn + 1,
-            at=at,
+            at=instance.loop.now,
             flags=FLAGS_NOW,
             arrivals=tuple(job.arrivals),
             commands=decision.commands,

@@ -97,7 +97,7 @@ class Instance:
         self._seq = 0
         self._commands: dict[tuple[str, int], Command] = {}
         self._operations: dict[int, Operation] = {}
-        self._timers: dict[int, Callable[[], None]] = {}
+        self._timers: dict[int, tuple[float, Callable[[], None]]] = {}  # when, and what then
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._signals: dict[str, Handler] = dict(definition.signals)
         self._queries: dict[str, Handler] = dict(definition.queries)
@@ -113,14 +113,17 @@ class Instance:
     def activate(self, at: float, arrivals: Sequence[Arrival], *, replaying: bool = False) -> tuple[Command, ...]:
         """Take a turn: apply what arrived, run author code until it waits, return what it asks for.
 
+        Time in a run never goes back: `loop.now` becomes `at`, or what it was, or when a timer that has fired was due, whichever is later.
         Raises what makes the turn (not the run) fail: a non-deterministic call, a wrong definition, or, where the author chose
         `on_exception="retry_turn"`, the author's own exception. The instance is closed then.
         """
         assert not self._closed, "a closed instance takes no turn"
         assert self.terminal is None, "a closed run takes no turn"
         self.replaying = replaying
-        self.loop.now = at
-        self._commands = {}
+        if not replaying:  # a replay gets the very time that was recorded
+            due = (self._timers[arrival.seq][0] for arrival in arrivals if type(arrival) is TimerFired and arrival.seq in self._timers)
+            at = max(at, self.loop.now, *due)
+        self.loop.now, self._commands = at, {}
         try:
             self._take(arrivals)
         except BaseException:
@@ -131,10 +134,8 @@ class Instance:
         if self.terminal is not None:
             commands = (*commands, self.terminal)
             if self._handlers_running:
-                self.complain(
-                    f"the run ended while {self._handlers_running} signal handler(s) had not; if they matter, end with "
-                    f"`await workflow.wait_condition(workflow.all_handlers_finished)`"
-                )
+                remedy = "if they matter, end with `await workflow.wait_condition(workflow.all_handlers_finished)`"
+                self.complain(f"the run ended while {self._handlers_running} signal handler(s) had not; {remedy}")
         self.history_events += len(arrivals) + len(commands)
         return commands
 
@@ -242,9 +243,9 @@ class Instance:
             self._resolve(arrival.seq, succeeded=False, value=error)
 
     def _timer_fired(self, arrival: TimerFired) -> None:
-        fire = self._timers.pop(arrival.seq, None)
-        if fire is not None:  # else it was cancelled while the firing was on its way
-            fire()
+        timer = self._timers.pop(arrival.seq, None)
+        if timer is not None:  # else it was cancelled while the firing was on its way
+            timer[1]()
 
     def _resolve(self, seq: int, *, succeeded: bool, value: Any) -> None:  # noqa: ANN401 - a payload or an exception
         operation = self._operations.pop(seq, None)
@@ -430,11 +431,10 @@ class Instance:
     def start_timer(self, fire_at: float, fire: Callable[[], None], summary: str = "") -> int:
         """Ask for a durable timer that calls `fire`; returns its sequence number."""
         if fire_at != fire_at:  # noqa: PLR0124 - NaN is the only value that differs from itself
-            message = "a timer needs a number of seconds, not NaN"
-            raise InvalidArgument(message)
+            raise InvalidArgument("a timer needs a number of seconds, not NaN")
         seq = self.take_seq("a timer")
-        self._timers[seq] = fire
-        self._commands["timer", seq] = TimerStarted(seq, round(min(fire_at, FIRE_AT_MAX), 3), summary)
+        self._commands["timer", seq] = started = TimerStarted(seq, round(min(fire_at, FIRE_AT_MAX), 3), summary)
+        self._timers[seq] = started.fire_at, fire
         return seq
 
     def cancel_timer(self, seq: int) -> None:

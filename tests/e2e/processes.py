@@ -37,7 +37,6 @@ WAIT_MAX_S = 20.0
 BROKER_DATABASES = itertools.count(2)  # 0 and 1 belong to whoever else shares the server
 
 POOLS = {"fleet": ["-c", "4"], "threads": ["-P", "threads", "-c", "4"], "solo": ["-P", "solo"], "prefork": ["-P", "processes", "-c", "2"]}
-CLOCKS_S = 0.02  # how far a worker's idea of the database's clock may be off
 numbers = itertools.count(1)
 
 
@@ -239,7 +238,7 @@ class DoomedSite(Site):
         return [tuple(line.split()[:3]) for line in self.notes(kind)]
 
     def judge(self) -> None:
-        check_laws(self.store, early_s=CLOCKS_S)
+        check_laws(self.store)
         once = self.counted("once")
         assert len(set(once)) == len(once), f"an activity that may run once ran twice: {once}"
 

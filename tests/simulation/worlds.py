@@ -65,11 +65,10 @@ def simulate(
         for id_, scenario in work.items():
             clients.use(scenario, id_)
         world.go(lambda: not clients.left and all_closed(world, len(work)))
-        early_s = 5.0 if world.faults.clocks else 0.005
-        check_laws(world.store, orphans=True, early_s=early_s)
+        check_laws(world.store, orphans=True)
         until = world.steady + ORPHANS_S
         world.go(lambda: world.steady >= until, look_every_s=5.0)
-        world.runs = check_laws(world.store, replay=False, early_s=early_s)
+        world.runs = check_laws(world.store, replay=False)
         judge(world, work, world.runs)
     except BaseException as error:
         error.add_note(
