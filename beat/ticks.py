@@ -56,7 +56,7 @@ def expire_activities(store: Store, broker: Broker, settings: Settings) -> int:
 
 def publish_tasks(store: Store, broker: Broker, settings: Settings) -> int:
     """Send Celery tasks that are due their message, or another one if the last seems lost."""
-    return dispatch.publish_tasks(store, broker, batch_max=settings.due_batch_max)
+    return dispatch.publish_tasks(store, broker, settings)
 
 
 def ring_forgotten(store: Store, broker: Broker, settings: Settings) -> int:

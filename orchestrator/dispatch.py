@@ -294,10 +294,12 @@ def expire_activities(store: Store, broker: Broker, *, batch_max: int) -> int:
     return len(late)
 
 
-def publish_tasks(store: Store, broker: Broker, *, batch_max: int) -> int:
-    """Send the messages of Celery tasks that are due or whose last message seems lost, at most batch_max; return how many."""
+def publish_tasks(store: Store, broker: Broker, settings: Settings) -> int:
+    """Send the messages of Celery tasks that are due or whose last message seems lost, at most due_batch_max; return how many."""
     with store.transaction(purpose="tasks.publish") as tx:
-        waiting = activities.to_publish(tx, batch_max=batch_max)
+        waiting = activities.to_publish(
+            tx, batch_max=settings.due_batch_max, again_s=settings.republish_s, again_max_s=settings.republish_max_s
+        )
     for activity in waiting:
         broker.send(activity)
     return len(waiting)
@@ -310,15 +312,24 @@ def ring_forgotten(store: Store, broker: Broker, *, older_than_s: float) -> int:
     """
     with store.transaction(readonly=True) as tx:
         forgotten = due.forgotten_queues(tx, older_than_s=older_than_s)
-        served = {queue for row in workers.list_workers(tx) if not row.expired for queue in row.identity.queues} if forgotten else set()
+        served = (
+            {queue for row in workers.list_workers(tx) if not (row.expired or row.stopping) for queue in row.identity.queues}
+            if forgotten
+            else set()
+        )
     ring_all(broker, forgotten & served)
     return len(forgotten & served)
 
 
 def recover_expired(store: Store, broker: Broker, *, batch_max: int) -> int:
-    """Make ready again what workers with an ended lease had, and those struck off before; return how many workers."""
-    with store.transaction(readonly=True) as tx:
-        gone = [*workers.expired(tx), *workers.orphans(tx)]
+    """Strike off workers whose lease has ended, and make ready again what they had, and those struck off before; return how many workers.
+
+    One that comes back to life a moment later finds its row gone, and drops what it holds.
+    """
+    with store.transaction(purpose="workers.strike") as tx:
+        struck = workers.strike_expired(tx)
+        known = {worker.identity.worker_id for worker in struck}
+        gone = [*struck, *(orphan for orphan in workers.orphans(tx) if orphan.identity.worker_id not in known)]
     for worker in gone:
         recover(store, broker, worker, batch_max=batch_max)
     return len(gone)

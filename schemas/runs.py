@@ -242,6 +242,7 @@ class WorkerRow:
     identity: WorkerIdentity
     expires_at: float
     expired: bool
+    stopping: bool = False  # it finishes what it has and takes nothing more
 
 
 # --- looking -------------------------------------------------------------------------------------------------------------

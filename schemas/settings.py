@@ -52,6 +52,10 @@ class Settings(BaseModel):
     beat_lease_s: float = Field(5.0, gt=0, description="how long the other beats wait for the active one")
     tick_s: float = Field(0.25, gt=0, description="longest pause between two ticks of beat")
     forgotten_s: float = Field(1.0, gt=0, description="work that waits for longer than this is rung for again")
+    republish_s: float = Field(
+        5.0, gt=0, description="a Celery task whose message nobody has taken is sent again after this, then twice this, …"
+    )
+    republish_max_s: float = Field(300.0, gt=0, description="longest time between two such messages")
     turn_seconds_max: float = Field(2.0, gt=0, description="workflow code that does not yield for this long fails its turn")
     drain_s: float = Field(30.0, ge=0, description="how long a stopping worker waits for its running activities")
     question_s: float = Field(60.0, gt=0, description="how long an unanswered query is kept")

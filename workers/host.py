@@ -140,6 +140,7 @@ class Host:
         """Take nothing more, wait at most drain_s for what runs, give the rest back, leave; return the Celery tasks among the rest."""
         self.engine.draining = True
         self.engine.ring()
+        self.lease.tell_stopping()
         deadline = self._clock.monotonic() + drain_s
         while not self._close_if_quiet() and self._thread.is_alive() and self._clock.monotonic() < deadline:
             self._stopping.wait(DRAIN_LOOK_S)

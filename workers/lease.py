@@ -59,6 +59,7 @@ class Lease:
         self._signs = signs
         self._identity = signs.identity(worker_id="", node=node, queues=(), build=settings.build)
         self._extend_at = 0.0  # on the monotonic clock
+        self._stopping = False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -84,6 +85,10 @@ class Lease:
         """Extend the lease from now on. `lost` is called when others took our work, `skewed` with the difference of the clocks."""
         self._thread = threading.Thread(target=self._keep, args=(lost, skewed), name="orchestrator-lease", daemon=True)
         self._thread.start()
+
+    def tell_stopping(self) -> None:
+        """With the next sign of life, which comes soon: this worker takes nothing more."""
+        self._stopping, self._extend_at = True, 0.0
 
     def stop(self) -> None:
         """No further signs of life; the row stays for whoever hands our work back."""
@@ -119,7 +124,7 @@ class Lease:
 
     def _extend(self, lost: Callable[[], None], skewed: Callable[[float], None]) -> None:
         with self._store.transaction(purpose="workers.extend") as tx:
-            ours = workers.extend(tx, self._identity.worker_id, self._settings.lease_s)
+            ours = workers.extend(tx, self._identity.worker_id, self._settings.lease_s, stopping=self._stopping)
             skew_s = tx.now() - self._clock.now()
         skewed(skew_s)
         if not ours:

@@ -263,7 +263,9 @@ class Engine:
         alone = not (batch.settlements or batch.failures or batch.released or batch.answers or wanted or beats)
         if alone and turns.is_single(batch.commits):
             with suppress(Unmet), self.store.transaction(purpose="turns.commit", single=True) as tx:
-                written.lost = turns.commit(tx, batch.commits, worker=self.worker_id, build=self.settings.build).lost
+                written.lost = turns.commit(
+                    tx, batch.commits, worker=self.worker_id, build=self.settings.build, republish_s=self.settings.republish_s
+                ).lost
                 return written
         with self.store.transaction(purpose="turns.commit") as tx:
             self._write_all(tx, batch, written)
@@ -277,7 +279,9 @@ class Engine:
         if batch:
             runs.lock(tx, batch.run_ids)  # all at once and in order: two workers that lock piece by piece can wait for each other
         if batch.commits:
-            written.lost = turns.commit(tx, batch.commits, worker=self.worker_id, build=self.settings.build).lost
+            written.lost = turns.commit(
+                tx, batch.commits, worker=self.worker_id, build=self.settings.build, republish_s=self.settings.republish_s
+            ).lost
         if batch.settlements:
             queues, _ = activities.settle(tx, batch.settlements)
             written.rings |= queues

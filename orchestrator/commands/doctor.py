@@ -92,9 +92,12 @@ def _schema(store: Store) -> Finding:
 
 def _workers(store: Store) -> Finding:
     with store.transaction(readonly=True) as tx:
-        alive = [row.identity for row in workers.list_workers(tx) if not row.expired]
-    queues = sorted({queue for identity in alive for queue in identity.queues})
+        present = [row for row in workers.list_workers(tx) if not row.expired]
+    alive = [row for row in present if not row.stopping]
+    queues = sorted({queue for row in alive for queue in row.identity.queues})
     found = f"{len(alive)} alive, on {', '.join(queues)}" if alive else "none alive"
+    if len(present) > len(alive):
+        found += f"; {len(present) - len(alive)} more finish what they have and stop"
     return _judged("workers", found, bool(alive), "Start one: `orchestrator worker -Q QUEUE`, or everything: `orchestrator dev`.")
 
 
@@ -122,7 +125,7 @@ def _clock(store: Store) -> Finding:
 
 def _waiting(store: Store) -> Finding:
     with store.transaction(readonly=True) as tx:
-        served = {queue for row in workers.list_workers(tx) if not row.expired for queue in row.identity.queues}
+        served = {queue for row in workers.list_workers(tx) if not (row.expired or row.stopping) for queue in row.identity.queues}
         late = due.forgotten_queues(tx, older_than_s=WAITING_MAX_S)
     unserved = sorted(late - served)
     busy = sorted(late & served)

@@ -17,9 +17,6 @@ from schemas.runs import ActivityKey, Beat, BeatAnswer, PendingActivity, Resolve
 
 CANCEL_REQUESTED = "cancel_requested"  # the retry state of core.retries
 
-PUBLISH_BACKOFF_S = 5  # doubles with each publication that nobody answers …
-PUBLISH_BACKOFF_MAX_S = 300  # … up to this
-
 _QUALIFIED = ", ".join(f"activities.{column.strip()}" for column in ACTIVITY_COLUMNS.split(","))
 _STARTED = """
 state = 'started', worker = :worker, started_at = {now}, heartbeat_at = NULL,
@@ -179,9 +176,12 @@ def expired(tx: Transaction, batch_max: int) -> list[PendingActivity]:
     return [documents.pending(row) for row in tx.run(_EXPIRED, batch_max=batch_max)]
 
 
-def to_publish(tx: Transaction, batch_max: int) -> list[PendingActivity]:
-    """Celery tasks that nobody has started though their message should be out: publish them (again). Their next turn comes later and later."""
-    rows = tx.run(_TO_PUBLISH, batch_max=batch_max, backoff_s=PUBLISH_BACKOFF_S, backoff_max_s=PUBLISH_BACKOFF_MAX_S)
+def to_publish(tx: Transaction, batch_max: int, *, again_s: float = 5.0, again_max_s: float = 300.0) -> list[PendingActivity]:
+    """Celery tasks that nobody has started though their message should be out: publish them (again).
+
+    Their next turn comes after again_s seconds, then after twice as long and so on, up to again_max_s.
+    """
+    rows = tx.run(_TO_PUBLISH, batch_max=batch_max, backoff_s=float(again_s), backoff_max_s=float(again_max_s))
     return [documents.pending(row) for row in rows]
 
 

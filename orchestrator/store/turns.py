@@ -14,8 +14,6 @@ from orchestrator.store.transaction import Reply, Row, Sender, Transaction
 from schemas.history import ActivityCanceled, ActivityCancelRequested, Arrival, TimerCanceled, TimerStarted, Turn
 from schemas.runs import ClaimedRun, Committed, InboxEntry, NewRun, Status, TurnCommit, TurnFailure
 
-PUBLISH_AGAIN_S = 5.0  # a task whose message the committing process has not been able to publish is published by beat after this
-
 _CLAIM = """
 WITH picked AS (
     SELECT run_id AS picked_run FROM runs
@@ -62,7 +60,7 @@ INSERT INTO activities (run_id, seq, attempt, state, task, type, queue, priority
                         started_at, due_at, deadline_at, schedule_to_start_s, start_to_close_s, close_by, heartbeat_s, worker, losses,
                         publishes, cancel_requested, detached)
 SELECT v.run_id, v.seq, 1, CASE WHEN v.eager THEN 'started' ELSE 'queued' END, v.task, v.type, v.queue, v.priority, r.queue, r.workflow_id,
-       r.type, v.scheduled, {now}, CASE WHEN v.eager THEN {now} END, CASE WHEN v.task THEN {now} + :publish_again_s ELSE {now} END,
+       r.type, v.scheduled, {now}, CASE WHEN v.eager THEN {now} END, CASE WHEN v.task THEN {now} + :republish_s ELSE {now} END,
        nullif({least}(coalesce({now} + v.schedule_to_close_s, 1e18),
                       CASE WHEN v.eager THEN 1e18 ELSE coalesce({now} + v.schedule_to_start_s, 1e18) END,
                       CASE WHEN v.eager THEN coalesce({now} + v.start_to_close_s, 1e18) ELSE 1e18 END,
@@ -170,18 +168,19 @@ def is_single(turns: Sequence[TurnCommit]) -> bool:
     )
 
 
-def commit(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, publish_again_s: float = PUBLISH_AGAIN_S) -> Committed:
+def commit(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, republish_s: float = 5.0) -> Committed:
     """Write turns of different runs with a handful of statements; return the runs whose turn was lost, of which nothing is written.
 
     A turn is lost when its epoch is not the run's any more, when an activity it settles is not this worker's any more, and, if it
     closes the run, when something new has arrived meanwhile: then the run is claimable at once. Must be the first thing that the
     transaction writes, because a loser makes it start over. A single transaction (see `is_single`) raises Unmet instead of naming losers.
+    The messages of Celery tasks are left to the caller; beat sends them after republish_s seconds if nobody has started them by then.
     """
     assert len({turn.run_id for turn in turns}) == len(turns), "one commit holds at most one turn of a run"
     standing = sorted(turns, key=lambda turn: turn.run_id)
     lost: set[str] = set()
     while standing:
-        losers = _write(tx, standing, worker=worker, build=build, publish_again_s=publish_again_s)
+        losers = _write(tx, standing, worker=worker, build=build, republish_s=republish_s)
         if not losers:
             break
         tx.start_over()  # everything was written in the hope that all fences hold; that is nearly always so
@@ -215,7 +214,7 @@ def release(tx: Transaction, claims: Sequence[tuple[str, int]]) -> None:
     tx.send_rows(_RELEASE, ordered)
 
 
-def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, publish_again_s: float) -> set[str]:
+def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, republish_s: float) -> set[str]:
     """Write all there is in one go; return the runs whose fence did not hold, or nothing if all is well."""
     going_on = [turn for turn in turns if turn.status is Status.RUNNING]
     keys = sorted({(key.run_id, key.seq, key.attempt) for turn in turns for key in turn.settled})
@@ -237,7 +236,7 @@ def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
         )
         if consumed:
             group.send("DELETE FROM inbox WHERE {in id :ids}", ids=consumed)
-        _write_going_on(group, going_on, worker=worker, publish_again_s=publish_again_s)
+        _write_going_on(group, going_on, worker=worker, republish_s=republish_s)
         _write_closing(group, closing, keys)
         if closing and len(turns) <= hints.TURNS_MAX:
             hints.give(group, tx.dialect, [turn.run_id for turn in closing])
@@ -248,7 +247,7 @@ def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
     return {turn.run_id for turn in turns} - stands | {run_id for run_id, _ in gone}
 
 
-def _write_going_on(tx: Sender, turns: Sequence[TurnCommit], *, worker: str, publish_again_s: float) -> None:
+def _write_going_on(tx: Sender, turns: Sequence[TurnCommit], *, worker: str, republish_s: float) -> None:
     """Activities and timers of runs that stay open."""
     scheduled = [
         (
@@ -269,7 +268,7 @@ def _write_going_on(tx: Sender, turns: Sequence[TurnCommit], *, worker: str, pub
         for new in turn.activities
         for s in [new.scheduled]
     ]
-    tx.send_rows(_SCHEDULE, scheduled, worker=worker, publish_again_s=publish_again_s)
+    tx.send_rows(_SCHEDULE, scheduled, worker=worker, republish_s=republish_s)
     started = [(turn.run_id, c.seq, c.fire_at) for turn in turns for c in turn.commands if isinstance(c, TimerStarted)]
     tx.send_rows(_START_TIMERS, started)
     stopped = [(turn.run_id, "timer", c.seq) for turn in turns for c in turn.commands if isinstance(c, TimerCanceled)]

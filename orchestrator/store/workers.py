@@ -11,17 +11,17 @@ from orchestrator.store.documents import ACTIVITY_COLUMNS
 from orchestrator.store.transaction import Transaction
 from schemas.runs import ActivityKey, PendingActivity, WorkerIdentity, WorkerRow
 
-_COLUMNS = "worker_id, node, host, boot_id, pid, pid_started_at, queues, build, expires_at, expires_at <= {now}"
+_COLUMNS = "worker_id, node, host, boot_id, pid, pid_started_at, queues, build, expires_at, expires_at <= {now}, stopping"
 _REGISTER = """
 INSERT INTO workers (worker_id, node, host, boot_id, pid, pid_started_at, queues, build, expires_at, stopping)
 VALUES (:worker_id, :node, :host, :boot_id, :pid, :pid_started_at, :queues, :build, {now} + :ttl_s, false)
 ON CONFLICT (worker_id) DO UPDATE SET queues = excluded.queues, expires_at = excluded.expires_at, stopping = false
 """
-_EXTEND = "UPDATE workers SET expires_at = {now} + :ttl_s WHERE worker_id = :worker_id RETURNING worker_id"
+_EXTEND = "UPDATE workers SET expires_at = {now} + :ttl_s, stopping = :stopping WHERE worker_id = :worker_id RETURNING worker_id"
 _LIST = f"SELECT {_COLUMNS} FROM workers ORDER BY node, worker_id"  # noqa: S608 - columns of our own
 _PREDECESSORS = f"SELECT {_COLUMNS} FROM workers WHERE node = :node AND worker_id <> :worker_id ORDER BY worker_id"  # noqa: S608 - columns of our own
 _ON_HOST = f"SELECT {_COLUMNS} FROM workers WHERE host = :host AND boot_id = :boot_id ORDER BY worker_id"  # noqa: S608 - columns of our own
-_EXPIRED = f"SELECT {_COLUMNS} FROM workers WHERE expires_at <= {{now}} ORDER BY worker_id"  # noqa: S608 - columns of our own
+_STRIKE_EXPIRED = f"DELETE FROM workers WHERE expires_at <= {{now}} RETURNING {_COLUMNS}"  # noqa: S608 - columns of our own
 _ORPHANS = """
 SELECT owner FROM runs WHERE owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.worker_id = runs.owner)
 UNION SELECT worker FROM activities WHERE worker IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.worker_id = activities.worker)
@@ -62,9 +62,9 @@ def register(tx: Transaction, identity: WorkerIdentity, ttl_s: float) -> None:
     )
 
 
-def extend(tx: Transaction, worker_id: str, ttl_s: float) -> bool:
+def extend(tx: Transaction, worker_id: str, ttl_s: float, *, stopping: bool = False) -> bool:
     """Prolong the lease of a worker; False if its row is gone: others have taken its work, and it must drop what it holds."""
-    return bool(tx.run(_EXTEND, worker_id=worker_id, ttl_s=float(ttl_s)))
+    return bool(tx.run(_EXTEND, worker_id=worker_id, ttl_s=float(ttl_s), stopping=stopping))
 
 
 def predecessors(tx: Transaction, node: str, worker_id: str) -> list[WorkerRow]:
@@ -77,9 +77,9 @@ def on_host(tx: Transaction, host: str, boot_id: str) -> list[WorkerRow]:
     return [_worker(row) for row in tx.run(_ON_HOST, host=host, boot_id=boot_id)]
 
 
-def expired(tx: Transaction) -> list[WorkerRow]:
-    """Workers whose lease has run out."""
-    return [_worker(row) for row in tx.run(_EXPIRED)]
+def strike_expired(tx: Transaction) -> list[WorkerRow]:
+    """Strike off the workers whose lease has run out; what they held is an orphan's until it is given back."""
+    return sorted((_worker(row) for row in tx.run(_STRIKE_EXPIRED)), key=lambda row: row.identity.worker_id)
 
 
 def orphans(tx: Transaction) -> list[WorkerRow]:
@@ -118,6 +118,6 @@ def retry_stuck(tx: Transaction, queues: Sequence[str]) -> int:
 
 
 def _worker(row: Sequence[Any]) -> WorkerRow:
-    worker_id, node, host, boot_id, pid, pid_started_at, queues, build, expires_at, is_expired = row
+    worker_id, node, host, boot_id, pid, pid_started_at, queues, build, expires_at, is_expired, is_stopping = row
     identity = WorkerIdentity(worker_id, node, host, boot_id, pid, pid_started_at, tuple(documents.load(queues)), build)
-    return WorkerRow(identity, expires_at, bool(is_expired))
+    return WorkerRow(identity, expires_at, bool(is_expired), bool(is_stopping))

@@ -16,7 +16,7 @@ from orchestrator import activity, workflow
 from orchestrator.core.definitions import ACTIVITIES
 from orchestrator.errors import ActivityError, ApplicationError, CancelledError, WorkerLost, WorkflowFailure
 from orchestrator.store import workers
-from schemas.runs import Status
+from schemas.runs import Status, WorkerRow
 from tests.engine.conftest import WAIT_MAX_S, House
 from workers.host import Host
 
@@ -421,3 +421,34 @@ def test_an_activity_that_was_running_in_three_workers_as_they_died_becomes_a_de
     assert "dead letter" in handle.result(timeout=WAIT_MAX_S)
     release.set()
     assert len(runs) == 3
+
+
+def test_a_worker_that_finishes_what_it_has_says_so_until_it_is_gone(house: House) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    @activity.defn
+    def long() -> str:
+        begun.set()
+        release.wait(WAIT_MAX_S)
+        return "done"
+
+    @workflow.defn
+    async def wait() -> str:
+        return await workflow.execute_activity(long)
+
+    leaver = house.worker()
+    handle = house.client.start_workflow(wait)
+    assert begun.wait(WAIT_MAX_S)
+    stopping = threading.Thread(target=leaver.stop, kwargs={"drain_s": WAIT_MAX_S})
+    stopping.start()
+    house.until(lambda: [row.stopping for row in _workers(house)] == [True])
+    house.worker()
+    release.set()
+    assert handle.result(timeout=WAIT_MAX_S) == "done"
+    stopping.join(WAIT_MAX_S)
+    house.until(lambda: [row.stopping for row in _workers(house)] == [False])
+
+
+def _workers(house: House) -> list[WorkerRow]:
+    with house.store.transaction(readonly=True) as tx:
+        return workers.list_workers(tx)

@@ -38,6 +38,7 @@ SCENARIOS = {
     "timers.": ("naps", "race"),
     "activities.": ("silent", "race"),
     "workers.recover": ("poisoned", "sequence"),
+    "workers.strike": ("poisoned", "sequence"),
     "client.": ("collect", "canceled", "terminated", "started_often"),
     "questions.": ("collect",),
     "turns.set_aside": ("unwritable", "sequence"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.clock import SYSTEM
-from orchestrator.store import activities, control, due, listing, runs
+from orchestrator.store import activities, control, due, listing, runs, turns
 from schemas.history import (
     ActivityCancelRequested,
     ActivityCompleted,
@@ -188,6 +188,21 @@ def test_the_next_attempt_may_wait_as_long_as_the_first(desk):
     desk.settle(TryAgain(key, due_at, OOPS))
     (waiting,) = desk.ask(listing.pending_activities, key.run_id)
     assert waiting.deadline_at == pytest.approx(due_at + 10)
+
+
+def test_how_soon_a_task_is_published_again_is_for_the_settings_to_say(store, desk):
+    run_id = desk.start()
+    (claimed,) = desk.claim()
+    with store.transaction(purpose="turns.commit") as tx:
+        turns.commit(tx, [desk.turn(claimed, TASK)], worker="me", build="", republish_s=100.0)
+    pauses = []
+    for _ in range(5):
+        (row,) = desk.rows("SELECT due_at - {now} FROM activities WHERE run_id = :run_id", run_id=run_id)
+        pauses.append(row[0])
+        with store.transaction() as tx:
+            tx.run("UPDATE activities SET due_at = 0")
+            activities.to_publish(tx, 10, again_s=20.0, again_max_s=50.0)
+    assert pauses == pytest.approx([100, 20, 40, 50, 50], abs=2)
 
 
 def test_a_task_without_an_answer_is_published_again_ever_more_rarely(desk):

@@ -44,16 +44,19 @@ def test_a_worker_lives_as_long_as_it_extends_its_lease(desk):
     desk.ask(workers.register, identity("w-1"), 60.0)
     desk.ask(workers.register, identity("w-2", node="node-2", boot_id="boot-0"), -1.0)
 
-    assert [row.identity.worker_id for row in desk.ask(workers.expired)] == ["w-2"]
+    assert [row.expired for row in desk.ask(workers.list_workers)] == [False, True]
     assert [row.identity for row in desk.ask(workers.list_workers)] == [identity("w-1"), identity("w-2", node="node-2", boot_id="boot-0")]
     assert [row.identity.worker_id for row in desk.ask(workers.on_host, "host-1", "boot-1")] == ["w-1"]
     assert [row.identity.worker_id for row in desk.ask(workers.predecessors, "node-2", "w-3")] == ["w-2"]
     assert desk.ask(workers.predecessors, "node-1", "w-1") == []
 
-    assert desk.ask(workers.extend, "w-2", 60.0)
-    assert desk.ask(workers.expired) == []
-    desk.ask(workers.remove, "w-2")
+    assert desk.ask(workers.extend, "w-2", 60.0, stopping=True)
+    assert desk.ask(workers.strike_expired) == []
+    assert [row.stopping for row in desk.ask(workers.list_workers)] == [False, True]
+    assert desk.ask(workers.extend, "w-2", -1.0)
+    assert [row.identity.worker_id for row in desk.ask(workers.strike_expired)] == ["w-2"]
     assert not desk.ask(workers.extend, "w-2", 60.0)
+    assert [row.identity.worker_id for row in desk.ask(workers.list_workers)] == ["w-1"]
 
 
 def test_what_a_dead_worker_held_is_found_page_by_page(desk, rival):
