@@ -33,6 +33,8 @@ METRICS = ("cpu", "mem", "queue", "latency_ms")
 MEMBERS = ("stop", "flush", "shutdown", "pause", "resume")
 """What a sequence is made of."""
 
+SEQUENCE_MAX = 10
+
 Member = Literal["stop", "flush", "shutdown", "pause", "resume"]
 
 
@@ -218,7 +220,7 @@ class SequenceCommand(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cmd: Literal["sequence"] = "sequence"
-    sequence: tuple[Member, ...] = Field(min_length=1, max_length=10)
+    sequence: tuple[Member, ...] = Field(min_length=1, max_length=SEQUENCE_MAX)
 
 
 def line(command: FlushCommand | SequenceCommand) -> bytes:

@@ -113,6 +113,13 @@ def test_a_sequence_that_goes_wrong_says_where(host, answer, members, because):
         host.sequence("c-1", members, timeout_s=0.5).result(WAIT_MAX_S)
 
 
+@pytest.mark.parametrize("members", [(), ("explode",), ("pause",) * 11])
+def test_what_is_no_sequence_is_not_sent(host, members):
+    with pytest.raises(FleetError, match="a sequence has 1 to 10 of stop, flush") as refused:
+        host.sequence("c-1", members, timeout_s=1).result(WAIT_MAX_S)
+    assert refused.value.code is ErrorCode.INVALID_REQUEST
+
+
 def test_one_sequence_at_a_time(host):
     host.start(child(SAY + FOREVER)).result(WAIT_MAX_S)
     first = host.sequence("c-1", ("pause",), timeout_s=WAIT_MAX_S)

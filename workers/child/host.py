@@ -16,10 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.errors import FleetError
 from schemas.agents import AgentSpec
-from schemas.frames import Member
+from schemas.frames import MEMBERS, SEQUENCE_MAX, Member, SequenceCommand
 from schemas.messages import ErrorCode
 from schemas.settings import Settings
 from workers import vitals
@@ -106,8 +108,14 @@ class Processes:
         return future
 
     def sequence(self, agent_id: str, members: tuple[Member, ...], *, timeout_s: float) -> Future[Sequenced]:
-        """Have a child do these in order."""
+        """Have a child do these in order; who is told to leave and has not left in time is ended."""
         future: Future[Sequenced] = _future()
+        try:
+            SequenceCommand(sequence=members)
+        except ValidationError:
+            message = f"a sequence has 1 to {SEQUENCE_MAX} of {', '.join(MEMBERS)}"
+            future.set_exception(FleetError(message, code=ErrorCode.INVALID_REQUEST))
+            return future
         self._call(future, lambda: self._found(agent_id).sequence(future, members, timeout_s))
         return future
 
