@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import queue
+import re
 import shlex
 import signal
 import subprocess
@@ -36,7 +37,7 @@ PROGRAMS["smallest"] = (sys.executable, "-c", SMALLEST)
 if os.environ.get("CHILD"):
     PROGRAMS = {"yours": tuple(shlex.split(os.environ["CHILD"]))}
 LEAVE_MAX_S = 5.0
-STAMP = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"
+STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 class Program:
@@ -230,7 +231,7 @@ def test_our_summaries_have_the_long_form(ours):
     start, end = (datetime.fromisoformat(data[name]) for name in ("start_time", "end_time"))
     assert data["duration_s"] == pytest.approx((end - start).total_seconds(), abs=1e-9)
     assert data["count"] == len(data["items"])
-    assert len(data["start_time"]) == len("2025-11-10T14:23:45.123Z")
+    assert all(STAMP.fullmatch(data[name]) for name in ("start_time", "end_time"))
 
 
 @pytest.mark.req("S0-38")
