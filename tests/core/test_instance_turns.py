@@ -9,9 +9,8 @@ import pytest
 
 from orchestrator import workflow
 from orchestrator.core import instance
-from orchestrator.core.replay import revive
 from orchestrator.errors import EngineStop, NonDeterministicCall, TooManyPending, TurnTooLong
-from schemas.history import RunCompleted, RunContinued
+from schemas.history import RunContinued
 from tests.core.twin import BEGIN, CONVERTER, Twin, brief, cancel, canceled, done, failed, fired, signal
 
 
@@ -468,36 +467,3 @@ def test_the_logger_is_silent_in_replay(caplog: pytest.LogCaptureFixture):
     run.replayed = True
     run.turn(fired(1))
     assert [record.getMessage() for record in caplog.records] == ["bye (w-1)", "bye (w-1)"]  # the twin is live in its last turn too
-
-
-def test_time_in_a_run_never_goes_back_though_a_clock_does():
-    @workflow.defn
-    async def nap() -> list[float]:
-        times = [workflow.time()]
-        await workflow.sleep(10)
-        times.append(workflow.time())
-        await workflow.wait_condition(lambda: False, timeout=5)
-        return times
-
-    run = Twin(nap, replayed=False)
-    run.start()
-    begun = run.at
-    run.live.activate(begun - 1000, (fired(1),))
-    assert run.live.loop.now == begun + 10, "when the timer was due"
-    run.live.activate(begun - 1000, (signal("nothing"),))
-    assert run.live.loop.now == begun + 10, "as the turn before"
-
-
-def test_a_replay_sees_the_time_that_was_recorded_whatever_it_was():
-    @workflow.defn
-    async def nap() -> float:
-        await workflow.sleep(10)
-        return workflow.time()
-
-    run = Twin(nap)
-    run.start()
-    run.at -= 100  # as an older version recorded it
-    run.record(RunCompleted(run.at), arrivals=(fired(1),))
-    revived = revive(run.definition, run.history, CONVERTER)
-    assert revived.terminal == RunCompleted(run.at)
-    revived.close()
