@@ -297,6 +297,9 @@ class Engine:
         for place, queue_name in enumerate(wanted.queues, 1):
             with self.store.transaction(purpose="turns.claim", single=True) as tx:
                 claimed = claims.claim_quickly(tx, wanted, queue_name)
+            if claims.must_be_kept(claimed):
+                with self.store.transaction(purpose="turns.claim", single=True) as tx:
+                    workers.extend(tx, self.worker_id, self.settings.lease_s)
             if claimed.runs:
                 with self.store.transaction(readonly=True, single=True) as tx:
                     claimed.runs = turns.with_inboxes(tx, claimed.runs, wanted.inbox_max)

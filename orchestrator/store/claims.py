@@ -77,3 +77,15 @@ def claim_quickly(tx: Transaction, wanted: Wanted, queue: str) -> Claimed:
         claimed.activities += found
         claimed.filled |= bool(types) and len(found) >= room
     return claimed
+
+
+def must_be_kept(claimed: Claimed) -> bool:
+    """Whether a quick claim must be on the disk before anything of it runs: an attempt that may be the last one must not be made twice.
+
+    Any later commit that waits for the disk brings the claim there as well, for the log is written in order.
+    """
+    return any(
+        retry is not None and 0 < retry.maximum_attempts <= activity.key.attempt
+        for activity in claimed.activities
+        for retry in [activity.scheduled.retry]
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.store import Unmet, claims, control, hints, runs, turns, workers
-from schemas.history import ActivityScheduled
+from schemas.history import ActivityScheduled, RetryPolicy
 from schemas.runs import Question, WorkerIdentity
 from tests.store.conftest import QUEUE, TYPE
 
@@ -91,6 +91,20 @@ def test_a_quick_claim_is_a_claim(store, desk, single):
     assert sorted(run.run_id for run in [*claimed.runs, *rest]) == runs_started
 
 
+def test_an_attempt_that_may_be_the_last_is_claimed_on_the_disk_before_it_runs(store, desk):
+    last, other = RetryPolicy(maximum_attempts=1), RetryPolicy(maximum_attempts=2)
+    desk.running(replace(call(1, "mail"), retry=last), replace(call(2, "post"), retry=other), eager=False)
+    assert [claims.must_be_kept(quickly(store, kind)) for kind in ("post", "mail")] == [False, True]
+    if store.dialect == "postgresql":
+        with store.transaction() as tx:
+            claimed_at = tx.run("SELECT pg_current_wal_insert_lsn()")[0][0]
+        register(desk, "me")
+        with store.transaction(single=True) as tx:
+            workers.extend(tx, "me", 15.0)
+        with store.transaction() as tx:
+            assert tx.run("SELECT pg_current_wal_flush_lsn() >= cast(:at AS pg_lsn)", at=claimed_at)[0][0]
+
+
 def test_of_two_claims_under_one_epoch_one_takes_the_turn(store, desk, rival):
     """The server died before the disk had the first claim, and the claimant never knew."""
     run_id = desk.start("w")
@@ -117,3 +131,9 @@ def register(desk, worker_id, *, queues=(QUEUE,), ttl_s=60.0):
 
 def call(seq, type_):
     return ActivityScheduled(seq=seq, activity_id=str(seq), type=type_)
+
+
+def quickly(store, kind):
+    wanted = claims.Wanted("me", [QUEUE], [TYPE], runs_max=1, rooms=[([kind], 1)], inbox_max=10)
+    with store.transaction(single=True) as tx:
+        return claims.claim_quickly(tx, wanted, QUEUE)
