@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from orchestrator.clock import utc
 from orchestrator.core import machines, patience
 from orchestrator.core.machines import Trigger
@@ -57,6 +59,10 @@ class Fleet(Reports):
     def events_after(self, after_id: int, *, limit: int = 100) -> list[AgentEvent]:
         """What happened in the fleet since an event, oldest first."""
         return self._connection.read(lambda tx: agents.events_after(tx, after_id, limit=limit))
+
+    def last_event_id(self) -> int:
+        """The id of the latest event of the fleet; 0 if there is none."""
+        return self._connection.read(agents.last_event_id)
 
     def heartbeats(self, agent_id: str, *, limit: int = 100) -> list[Heartbeat]:
         """Signs of life of an agent, newest first."""
@@ -109,7 +115,7 @@ class Fleet(Reports):
 
         def act(tx: Transaction) -> Agent:
             agent = agents.need(tx, agent_id, lock=True)
-            return agents.respecify(tx, agent, AgentSpec(**{**agent.spec.model_dump(), **changes}), version=version)
+            return agents.respecify(tx, agent, _spec(**{**agent.spec.model_dump(), **changes}), version=version)
 
         return self._write(act)
 
@@ -126,13 +132,13 @@ class Fleet(Reports):
         return self._write_and_ring(act)
 
     def register_service(self, agent_id: str, service_url: str, metadata: Mapping[str, Any] | None = None) -> Agent:
-        """A service says that it is there. Raises FleetError (invalid_request) if the id is that of an agent of another kind."""
+        """A service says that it is there. Raises FleetError (agent_exists) if the id is that of an agent of another kind."""
 
         def act(tx: Transaction) -> Agent:
             agent = agents.get(tx, agent_id, lock=True)
             if agent is None:
                 about = dict(metadata or {})
-                spec = AgentSpec(
+                spec = _spec(
                     id=agent_id,
                     type=str(about.get("type") or agent_id),
                     kind=AgentKind.HTTP,
@@ -144,8 +150,20 @@ class Fleet(Reports):
                 agent = agents.need(tx, agent_id, lock=True)
             elif agent.spec.kind is not AgentKind.HTTP:
                 message = f"agent {agent_id!r} is {agent.spec.kind}, it does not register by HTTP; choose another id"
-                raise FleetError(message, code=ErrorCode.INVALID_REQUEST)
+                raise FleetError(message, code=ErrorCode.AGENT_EXISTS)
             return self._ready(tx, agent, Update(service_url=service_url))
+
+        return self._write_and_ring(act)
+
+    def unregister_service(self, agent_id: str) -> Agent:
+        """A service says that it goes: it leaves the registry, and if nobody of us has started it, it has ended. Raises AgentNotFound."""
+
+        def act(tx: Transaction) -> Agent:
+            agent = agents.need(tx, agent_id, lock=True)
+            if agent.spec.kind is AgentKind.HTTP and not agent.keeper and agent.status not in {AgentStatus.STOPPED, AgentStatus.ERROR}:
+                return self._exited(tx, agent, 0, "unregistered")
+            agents.unregister(tx, [agent_id])
+            return agents.need(tx, agent_id)
 
         return self._write_and_ring(act)
 
@@ -237,6 +255,16 @@ class Fleet(Reports):
         expired = self._write(lambda tx: vitals.expire_command(tx, command_id, ErrorCode.RC_TIMEOUT, message))
         hint = "; it will not be carried out later" if expired else "; its host is still at it"
         raise FleetError(message + hint, code=ErrorCode.RC_TIMEOUT)
+
+
+def _spec(**values: Any) -> AgentSpec:  # noqa: ANN401 - checked here
+    """The spec of these values; raises FleetError (invalid_request) if they make none."""
+    try:
+        return AgentSpec(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FleetError(f"the agent is not described well: {place}: {first['msg']}", code=ErrorCode.INVALID_REQUEST) from None
 
 
 def _response(command: str, agent: Agent, **result: Any) -> CommandResponse:  # noqa: ANN401 - any JSON

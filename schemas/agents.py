@@ -93,7 +93,7 @@ class AgentSpec(BaseModel):
     def _listed(cls, value: object) -> object:
         if isinstance(value, str):
             raise ValueError("must be a list of arguments, not one string: nothing splits it")  # noqa: TRY004 - what pydantic turns into a message
-        return value
+        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _runnable(self) -> AgentSpec:

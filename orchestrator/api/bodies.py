@@ -5,12 +5,14 @@ A body says exactly what is accepted: a number that is written as text is refuse
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from orchestrator.clock import utc
 from orchestrator.core.definitions import ID_CHARACTERS_MAX
@@ -23,16 +25,33 @@ ARGS_MAX = 100
 REASON_CHARACTERS_MAX = 2_000
 WAIT_MAX_S = 60.0
 
+_RFC3339 = re.compile(r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)$", re.ASCII)
+
 
 def rfc3339(seconds: float) -> str:
     """A time as JSON carries it."""
     return utc(seconds).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def _written(value: object) -> object:
+    """A time as text with a date and a zone, and no number that could mean one."""
+    if not isinstance(value, str) or _RFC3339.match(value) is None:
+        raise ValueError("must be a time like 2026-11-25T10:00:00Z")
+    return value
+
+
+def whole(value: object) -> object:
+    """JSON knows no integers: 2.0 is one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Moment = Annotated[
     float, PlainSerializer(rfc3339, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization")
 ]
+Instant = Annotated[datetime, BeforeValidator(_written)]
+Whole = Annotated[int, BeforeValidator(whole)]
 Name = Annotated[str, Field(min_length=1, max_length=ID_CHARACTERS_MAX, pattern=NAME_PATTERN)]
+KEYS: dict[str, Any] = {"propertyNames": {"minLength": 1, "maxLength": ID_CHARACTERS_MAX, "pattern": NAME_PATTERN}}
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 Wait = Annotated[float, Query(ge=0, le=WAIT_MAX_S, description="seconds to wait for it, at most")]
 
@@ -66,9 +85,9 @@ class WorkflowStart(Asked):
     run_timeout_s: Seconds | None = Field(None, description="ends one run")
     execution_timeout_s: Seconds | None = Field(None, description="ends the chain of runs that continue as new")
     start_delay_s: Seconds | None = Field(None, description="waits for this long before it begins")
-    priority: int = Field(0, ge=-PRIORITY_MAX, le=PRIORITY_MAX, description="higher goes first")
-    memo: dict[Name, Json] = Field({}, max_length=ARGS_MAX)
-    search_attributes: dict[Name, Json] = Field({}, max_length=ARGS_MAX)
+    priority: Whole = Field(0, ge=-PRIORITY_MAX, le=PRIORITY_MAX, description="higher goes first")
+    memo: dict[Name, Json] = Field({}, max_length=ARGS_MAX, json_schema_extra=KEYS)
+    search_attributes: dict[Name, Json] = Field({}, max_length=ARGS_MAX, json_schema_extra=KEYS)
     id_reuse_policy: Literal["allow_duplicate", "allow_duplicate_failed_only", "reject_duplicate"] = "allow_duplicate"
     id_conflict_policy: Literal["fail", "use_existing", "terminate_existing"] = "fail"
 

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from orchestrator.api.permissions import methods_of
 from orchestrator.api.requests import clock_of
 from orchestrator.auditing import code_of
 from orchestrator.clock import utc
@@ -57,6 +58,9 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 def response_to(request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that has failed with `error`."""
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework names the methods of one route; an address may have several.
+        error = HTTPException(error.status_code, headers={"Allow": ", ".join(methods_of(request.url.path)) or "GET"})
     status, body, headers = told(error)
     if body.code is ErrorCode.INTERNAL_ERROR:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -105,6 +109,8 @@ def _phrase(error: HTTPException) -> str:
             return "there is nothing at this address; /docs lists what there is"
         case 405:
             return f"this address does not understand that method; it understands {(error.headers or {}).get('Allow', 'others')}"
+        case 415:
+            return "the body must be JSON, and its Content-Type say so: application/json"
         case 413:
             return "the body of the request is larger than the limit; store the value elsewhere and pass a reference to it"
         case _:

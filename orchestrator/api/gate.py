@@ -67,15 +67,15 @@ class Gate:
         return principal
 
     def principal(self, headers: Mapping[str, str], peer: str | None, needed: Role) -> Principal:
-        """The caller. Raises FleetError (unauthorized)."""
-        shown = headers.get("x-manager-token")
-        if shown is not None and self._settings.manager_tokens:
-            if not self._is_manager_token(shown):
-                raise _unauthorized("the X-Manager-Token is not one that counts")
-            return Principal(MANAGER, Role.AGENT if self._settings.auth_mode == "jwt" else Role.ADMIN)
-        authorization = headers.get("authorization")
+        """The caller; who shows two keys is whom the bearer's key names, and both must be good. Raises FleetError (unauthorized)."""
+        shown, authorization = headers.get("x-manager-token"), headers.get("authorization")
+        is_manager = shown is not None and bool(self._settings.manager_tokens)
+        if is_manager and not self._is_manager_token(shown or ""):
+            raise _unauthorized("the X-Manager-Token is not one that counts")
         if authorization is not None:
             return self._bearer(authorization)
+        if is_manager:
+            return Principal(MANAGER, Role.AGENT if self._settings.auth_mode == "jwt" else Role.ADMIN)
         if self._settings.auth_mode != "none" or (needed is Role.AGENT and self._settings.manager_tokens):
             ways = "X-Manager-Token" if needed is Role.AGENT else "Authorization: Bearer"
             raise _unauthorized(f"this call needs a key ({ways}); `orchestrator token create` makes one")

@@ -62,13 +62,15 @@ class Guarded(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler of FastAPI, with a guard before and the audit behind it."""
         handler = super().get_route_handler()
-        rule = self.rule
+        rule, reads_body = self.rule, self.body_field is not None
 
         async def handle(given: Request) -> Response:
             request = StrictJson(given.scope, given.receive)
             outcome = str(audit.OK)
             try:
                 request.state.principal = await _admitted(request, rule)
+                if reads_body:
+                    _check_media_type(request)
                 response = await handler(request)
             except Exception as error:  # noqa: BLE001 - every error has an answer, those of ours too
                 outcome = told(error)[1].code
@@ -94,6 +96,14 @@ async def _admitted(request: Request, rule: Rule) -> Principal:
     principal = await run_in_threadpool(services.gate.admit, request.headers, peer, rule.role)
     about(request)["actor"] = principal.actor
     return principal
+
+
+def _check_media_type(request: Request) -> None:
+    """Refuse a body that does not say that it is JSON: a web page can send others without asking."""
+    sent = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sent and media_type != "application/json" and not (media_type.startswith("application/") and media_type.endswith("+json")):
+        raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
 
 
 def _enter(request: Request, rule: Rule, outcome: str) -> None:

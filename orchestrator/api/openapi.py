@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.api.errors import Problem
 from orchestrator.api.permissions import RULES, Rule
+from schemas.access import Role
 
 DESCRIPTION = """
 Show a key as `Authorization: Bearer <key>` or, as the manager, as `X-Manager-Token`. Errors have one shape, `Problem`. Each answer has an
@@ -26,8 +27,14 @@ PROBLEMS = {
     404: "There is no such thing",
     409: "Its present state does not allow that",
     413: "The body is larger than the limit",
+    415: "The body is no JSON",
     500: "The server made a mistake",
     503: "Something that is needed does not answer; come back",
+}
+LINKS = {
+    ("/api/v1/workflows", "201"): ("workflow_id", "workflow_id"),
+    ("/api/v1/agents", "201"): ("agent_id", "agent_id"),
+    ("/api/v1/work", "202"): ("request_id", "request_id"),
 }
 _FRAMEWORKS_OWN = ("HTTPValidationError", "ValidationError")
 
@@ -54,13 +61,31 @@ def described(app: FastAPI) -> dict[str, Any]:
     schemas.update(problem.pop("$defs", {}))
     schemas["Problem"] = problem
     components["securitySchemes"] = SCHEMES
+    _link(document["paths"])
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _complete(operation, path, RULES[method.upper(), path])
     return document
 
 
+def _link(paths: dict[str, Any]) -> None:
+    """Say which answers name what other addresses ask for."""
+    for (source, status), (parameter, pointer) in LINKS.items():
+        answer = paths[source]["post"]["responses"][status]
+        answer["links"] = {
+            operation["operationId"]: {
+                "operationId": operation["operationId"],
+                "parameters": {f"path.{parameter}": f"$response.body#/{pointer}"},
+            }
+            for path, operations in paths.items()
+            for operation in operations.values()
+            if f"{{{parameter}}}" in path
+        }
+
+
 def _complete(operation: dict[str, Any], path: str, rule: Rule) -> None:
+    for parameter in operation.get("parameters", ()):
+        _leave_out_null(parameter["schema"])
     responses = operation["responses"]
     responses.pop("422", None)
     for status in _statuses(operation, path, rule):
@@ -76,14 +101,22 @@ def _complete(operation: dict[str, Any], path: str, rule: Rule) -> None:
         operation["description"] = f"{operation.get('description', '')}\n\nNeeds the role {rule.role}.".strip()
 
 
+def _leave_out_null(schema: dict[str, Any]) -> None:
+    """A parameter that is not given is left out; there is no way to write null."""
+    some = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if len(some) == 1:
+        del schema["anyOf"]
+        schema.update(some[0])
+
+
 def _statuses(operation: dict[str, Any], path: str, rule: Rule) -> list[int]:
     found = [400, 500, 503]
     if rule.role is not None:
         found += [401, 403]
-    if "{" in path:
+    if "{" in path or rule.role is Role.AGENT or path == "/api/v1/work":
         found.append(404)
     if rule.act:
         found.append(409)
     if "requestBody" in operation:
-        found.append(413)
+        found += [413, 415]
     return sorted(found)

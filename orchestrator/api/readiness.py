@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.celery import Orchestrator
 from orchestrator.clock import Clock
-from orchestrator.dispatch import celery_for
 from orchestrator.errors import BrokerUnavailable, OrchestratorError
 from orchestrator.store import Store
 from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 KEPT_S = 2.0  # how old an answer may be
 WAIT_MAX_S = 1.0  # how long a caller waits for a new one
@@ -73,16 +75,12 @@ class Probe:
 class Readiness:
     """The probes of one application."""
 
-    def __init__(self, settings: Settings, store: Store, clock: Clock) -> None:
-        self._app = celery_for(settings, "orchestrator-api")
+    def __init__(self, app: Celery, settings: Settings, store: Store, clock: Clock) -> None:
+        self._app = app
         self._settings = settings
         self._orchestrator: Orchestrator | None = None
         self.store = Probe("store", store.check_migrated, clock)
         self.broker = Probe("broker", self._ask_broker, clock)
-
-    def close(self) -> None:
-        """Close the connections of the probes."""
-        self._app.close()
 
     def _ask_broker(self) -> None:
         if self._orchestrator is None:

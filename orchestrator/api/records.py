@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 from fastapi import Query
 
-from orchestrator.api.bodies import AuditPage, AuditView, DeadLetterPage, DeadLetterView, Dropped, Name, page_of
+from orchestrator.api.bodies import AuditPage, AuditView, DeadLetterPage, DeadLetterView, Dropped, Instant, Name, page_of
 from orchestrator.api.guard import router as guarded
 from orchestrator.api.services import Here
 from orchestrator.errors import FleetError
@@ -52,8 +51,8 @@ def audit_log(
     action: Word = "",
     target: Word = "",
     outcome: Word = "",
-    since: Annotated[datetime | None, Query(description="RFC 3339")] = None,
-    until: Annotated[datetime | None, Query(description="RFC 3339")] = None,
+    since: Annotated[Instant | None, Query(description="RFC 3339")] = None,
+    until: Annotated[Instant | None, Query(description="RFC 3339")] = None,
     limit: Annotated[int, Query(ge=1, le=audit.PAGE_MAX)] = PAGE,
     before: Annotated[int | None, Query(ge=1, lt=2**63, description="the `next_page` of the page before")] = None,
 ) -> AuditPage:

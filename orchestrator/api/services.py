@@ -5,19 +5,30 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
+import orjson
 from fastapi import Depends, Request
 
 from orchestrator.api.gate import Gate
+from orchestrator.api.logs import latest
 from orchestrator.api.metrics import Metrics
+from orchestrator.api.proxy import Proxy
 from orchestrator.api.readiness import Readiness
+from orchestrator.api.watching import Watch
 from orchestrator.client import Client
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.dispatch import Broker
+from orchestrator.dispatch import Broker, CeleryBroker, celery_for
+from orchestrator.errors import FleetError
+from orchestrator.fleet import Fleet
 from orchestrator.store import Store
+from orchestrator.works import Works
 from schemas.access import Principal
+from schemas.agents import Agent, AgentKind
+from schemas.codes import ErrorCode
+from schemas.history import Json
 from schemas.settings import Settings
 
 PACKAGE = "orchestrator-fleet"
@@ -33,9 +44,16 @@ class Services:
         self.clock = clock
         self._owned = store is None
         self.store = store or Store.open(settings.database_url, clock=clock)
+        self._app = celery_for(settings, "orchestrator-api")
+        self._bell = CeleryBroker(self._app, window_s=settings.ring_window_s, clock=clock) if bell is None else None
+        bell = bell or self._bell
         self.client = Client(settings=settings, store=self.store, bell=bell, clock=clock)
+        self.fleet = Fleet(settings, store=self.store, bell=bell, clock=clock)
+        self.works = Works(settings, store=self.store, bell=bell, clock=clock)
+        self.watch = Watch(self.fleet, clock)
+        self.proxy = Proxy(settings)
         self.gate = Gate(settings, self.store, clock)
-        self.readiness = Readiness(settings, self.store, clock)
+        self.readiness = Readiness(self._app, settings, self.store, clock)
         self.body_bytes_max = settings.payload_bytes_max + BODY_OVERHEAD_BYTES
         self.metrics = Metrics(self.store, clock)
         self.version = settings.api_version or _installed()
@@ -43,18 +61,34 @@ class Services:
 
     @contextmanager
     def patience(self, wanted_s: float) -> Iterator[float]:
-        """For how long a handler may wait: as long as is wanted, or not at all if WAITING_MAX others wait; the rest can work."""
+        """For how long a handler may wait: as is wanted, at most execute_wait_s, or not at all if WAITING_MAX others wait; the rest can work."""
         mine = wanted_s > 0 and self._waiting.acquire(blocking=False)
         try:
-            yield wanted_s if mine else 0.0
+            yield min(wanted_s, self.settings.execute_wait_s) if mine else 0.0
         finally:
             if mine:
                 self._waiting.release()
 
+    def logs(self, agent: Agent, lines: int) -> list[dict[str, Json]]:
+        """The last lines of an agent's log: of its file on this machine, or as its service tells them."""
+        found = latest(self.settings, agent.id, lines)
+        if found or agent.spec.kind is not AgentKind.HTTP:
+            return found
+        reply = self.proxy.get(agent, "/logs", {"lines": lines})
+        told = orjson.loads(reply.body)
+        listed = told.get("lines") if isinstance(told, dict) else None
+        if reply.status_code != HTTPStatus.OK or not isinstance(listed, list):
+            message = f"the service of agent {agent.id!r} answered {reply.status_code} and no lines"
+            raise FleetError(message, code=ErrorCode.AGENT_UNAVAILABLE)
+        return [line if isinstance(line, dict) else {"agent_id": agent.id, "message": str(line)} for line in listed[-lines:]]
+
     def close(self) -> None:
         """Send what is to be sent, and close what was opened here."""
-        self.client.close()
-        self.readiness.close()
+        for part in (self.client, self.fleet, self.works, self.proxy):
+            part.close()
+        if self._bell is not None:
+            self._bell.flush()
+        self._app.close()
         if self._owned:
             self.store.dispose()
 

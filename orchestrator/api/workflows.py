@@ -134,11 +134,11 @@ def query(
     *,
     run_id: RunId = None,
     arg: Annotated[list[str], Query(max_length=100, description="one argument as JSON, or plain text; repeat it for more")] = [],  # noqa: B006 - FastAPI copies it
-    wait: Wait = QUERY_WAIT_S,
+    wait: Wait | None = None,
 ) -> Answer:
     """Ask a run a question through a worker; it changes nothing."""
     handle = here.client.get_handle(workflow_id, run_id)
-    with here.patience(wait) as seconds:
+    with here.patience(min(QUERY_WAIT_S, here.settings.execute_wait_s) if wait is None else wait) as seconds:
         return Answer(result=handle.query(name, args=[_value(text) for text in arg], timeout=seconds))
 
 

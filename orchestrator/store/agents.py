@@ -271,6 +271,12 @@ def events_after(tx: Transaction, after_id: int, *, limit: int = 100) -> list[Ag
     return [_event(row) for row in tx.run(_EVENTS_AFTER, after_id=after_id, limit=min(limit, EVENTS_PAGE_MAX))]
 
 
+def last_event_id(tx: Transaction) -> int:
+    """The id of the latest event; 0 if there is none."""
+    found: int = tx.run("SELECT coalesce(max(id), 0) FROM agent_events")[0][0]
+    return found
+
+
 def prune_events(tx: Transaction, older_than_s: float) -> int:
     """Forget events from longer ago than that; return how many."""
     return len(tx.run(_PRUNE_EVENTS, older_than_s=older_than_s))

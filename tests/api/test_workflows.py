@@ -171,4 +171,4 @@ def test_a_body_that_is_no_json_is_400(api, text):
 
 def test_a_form_is_not_taken_for_json(api):
     answer = api.http.post(RUNS, content='{"type": "Order"}', headers={"content-type": "text/plain"})
-    assert answer.status_code == 400
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "invalid_request")
