@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.waiting",
         "orchestrator.auditing",
         "orchestrator.keys",
+        "orchestrator.logs",
         "orchestrator.fleet",
         "orchestrator.works",
         "orchestrator.reports",

@@ -22,12 +22,12 @@ from orchestrator.api.fleet_bodies import (
     Unregistration,
 )
 from orchestrator.api.guard import router as guarded
-from orchestrator.api.logs import LINES_MAX, LINES_SHOWN
 from orchestrator.api.proxy import address
 from orchestrator.api.services import Caller, Here, Services
 from orchestrator.api.works import ACCEPTED, RequestId, Wait, executed
 from orchestrator.core import patience
 from orchestrator.errors import FleetError
+from orchestrator.logs import LINES_MAX, LINES_SHOWN
 from schemas.agents import Agent, AgentFilter, AgentKind, AgentStatus, Heartbeat
 from schemas.messages import CommandName, CommandParams, CommandResponse
 

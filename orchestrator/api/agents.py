@@ -24,10 +24,10 @@ from orchestrator.api.fleet_bodies import (
     exactly,
 )
 from orchestrator.api.guard import router as guarded
-from orchestrator.api.logs import LINES_MAX, LINES_SHOWN
 from orchestrator.api.services import Caller, Here, Services
 from orchestrator.clock import utc
 from orchestrator.errors import AgentNotFound, FleetError
+from orchestrator.logs import LINES_MAX, LINES_SHOWN
 from orchestrator.store.agents import AGENTS_PAGE_MAX, EVENTS_PAGE_MAX
 from orchestrator.telemetry import current_trace
 from schemas.access import Principal

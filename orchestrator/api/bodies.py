@@ -289,6 +289,13 @@ class DeadLetterPage(Told):
     next_page: str | None = Field(description="to give as `after`; null on the last page")
 
 
+class ReplayedView(Told):
+    """What was sent back."""
+
+    id: str
+    told: str
+
+
 class Dropped(Told):
     """What was dropped for good."""
 

@@ -9,9 +9,9 @@ from fastapi.responses import PlainTextResponse
 
 from orchestrator.api.bodies import Check, ConfigView, HealthView, LogLines
 from orchestrator.api.guard import router as guarded
-from orchestrator.api.logs import LINES_MAX, LINES_SHOWN, latest
 from orchestrator.api.metrics import CONTENT_TYPE
 from orchestrator.api.services import Here
+from orchestrator.logs import LINES_MAX, LINES_SHOWN, latest
 from schemas.agents import ID_PATTERN
 from schemas.settings import masked
 

@@ -38,6 +38,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/api/v1/logs"): LOOK,
     ("GET", "/api/v1/audit"): Rule(Role.ADMIN),
     ("GET", "/api/v1/dead-letters"): LOOK,
+    ("POST", "/api/v1/dead-letters/{letter_id}/replay"): Rule(Role.OPERATOR, "deadletter.replay", "deadletter:{letter_id}"),
     ("DELETE", "/api/v1/dead-letters/{letter_id}"): Rule(Role.ADMIN, "deadletter.drop", "deadletter:{letter_id}"),
     ("GET", "/api/v1/workflows"): LOOK,
     ("POST", "/api/v1/workflows"): Rule(Role.OPERATOR, "workflow.start", "workflow:"),

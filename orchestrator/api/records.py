@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Query, status
 
-from orchestrator.api.bodies import AuditPage, AuditView, DeadLetterPage, DeadLetterView, Dropped, Instant, Name, page_of
+from orchestrator import dispatch
+from orchestrator.api.bodies import AuditPage, AuditView, DeadLetterPage, DeadLetterView, Dropped, Instant, Name, ReplayedView, page_of
 from orchestrator.api.guard import router as guarded
 from orchestrator.api.services import Here
 from orchestrator.errors import FleetError
-from orchestrator.store import audit, control
+from orchestrator.store import audit, control, deadletters
 from schemas.access import AuditFilter
 from schemas.codes import ErrorCode
 
@@ -32,6 +33,22 @@ def dead_letters(
     with here.store.transaction(readonly=True) as tx:
         letters = control.dead_letters(tx, limit=limit, after_id=after)
     return DeadLetterPage(dead_letters=[DeadLetterView.of(letter) for letter in letters], next_page=page_of(letters, limit, "id"))
+
+
+@router.post("/api/v1/dead-letters/{letter_id}/replay", status_code=status.HTTP_202_ACCEPTED)
+def replay(letter_id: Name, here: Here) -> ReplayedView:
+    """Send a dead letter back to where it came from: an activity gets a fresh attempt in its run, a message goes to its queue.
+
+    409: its run is closed, or has taken its failure and gone on; the letter stays.
+    """
+    with here.store.transaction(readonly=True) as tx:
+        known = deadletters.get(tx, letter_id)
+    replayed = dispatch.replay_letter(here.store, here.forwarder(), letter_id)
+    if replayed.done:
+        return ReplayedView(id=letter_id, told=replayed.told)
+    if known is None:
+        raise FleetError(f"dead letter {letter_id!r}: {replayed.told}", code=ErrorCode.NOT_FOUND)
+    raise FleetError(f"dead letter {letter_id!r} stays: {replayed.told}", code=ErrorCode.INVALID_TRANSITION)
 
 
 @router.delete("/api/v1/dead-letters/{letter_id}")

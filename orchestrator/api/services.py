@@ -13,7 +13,6 @@ import orjson
 from fastapi import Depends, Request
 
 from orchestrator.api.gate import Gate
-from orchestrator.api.logs import latest
 from orchestrator.api.metrics import Metrics
 from orchestrator.api.proxy import Proxy
 from orchestrator.api.readiness import Readiness
@@ -23,6 +22,7 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.dispatch import Broker, CeleryBroker, celery_for
 from orchestrator.errors import FleetError
 from orchestrator.fleet import Fleet
+from orchestrator.logs import latest
 from orchestrator.store import Store
 from orchestrator.works import Works
 from schemas.access import Principal
@@ -43,10 +43,10 @@ class Services:
         self.settings = settings
         self.clock = clock
         self._owned = store is None
-        self.store = store or Store.open(settings.database_url, clock=clock)
+        self.store = store or Store.of(settings, clock=clock)
         self._app = celery_for(settings, "orchestrator-api")
-        self._bell = CeleryBroker(self._app, window_s=settings.ring_window_s, clock=clock) if bell is None else None
-        bell = bell or self._bell
+        self._sender = CeleryBroker(self._app, window_s=settings.ring_window_s, clock=clock)
+        bell = bell or self._sender
         self.client = Client(settings=settings, store=self.store, bell=bell, clock=clock)
         self.fleet = Fleet(settings, store=self.store, bell=bell, clock=clock)
         self.works = Works(settings, store=self.store, bell=bell, clock=clock)
@@ -69,6 +69,10 @@ class Services:
             if mine:
                 self._waiting.release()
 
+    def forwarder(self) -> CeleryBroker:
+        """The broker, for messages that are to be sent now or not at all."""
+        return self._sender
+
     def logs(self, agent: Agent, lines: int) -> list[dict[str, Json]]:
         """The last lines of an agent's log: of its file on this machine, or as its service tells them."""
         found = latest(self.settings, agent.id, lines)
@@ -86,8 +90,7 @@ class Services:
         """Send what is to be sent, and close what was opened here."""
         for part in (self.client, self.fleet, self.works, self.proxy):
             part.close()
-        if self._bell is not None:
-            self._bell.flush()
+        self._sender.flush()
         self._app.close()
         if self._owned:
             self.store.dispose()

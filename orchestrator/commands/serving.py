@@ -84,8 +84,9 @@ def check(settings: Settings, host: str, certificates: Certificates) -> None:
     if (certificates.key or certificates.ca) and not certificates.certificate:
         raise SettingsError("--tls-key and --tls-ca need --tls-cert")
     create_app(settings)  # says what is wrong with the settings here, once, and not in each server process
-    if embedded_database(settings):
-        settings.home.mkdir(parents=True, exist_ok=True)
-        Store.open(settings.database_url).upgrade()
-    else:
-        Store.open(settings.database_url).check_migrated()
+    with Store.of(settings) as store:
+        if embedded_database(settings):
+            settings.home.mkdir(parents=True, exist_ok=True)
+            store.upgrade()
+        else:
+            store.check_migrated()

@@ -82,7 +82,7 @@ def revoke(
 @app.command("list")
 def list_(*, as_json: AsJson = False) -> None:
     """List keys, newest first, without the keys."""
-    with Store.open(settings.current().database_url).transaction(readonly=True) as tx:
+    with Store.of(settings.current()) as store, store.transaction(readonly=True) as tx:
         found = tokens.listed(tx)
     if as_json:
         put_json([asdict(token) for token in found])
@@ -92,8 +92,7 @@ def list_(*, as_json: AsJson = False) -> None:
 
 @contextmanager
 def _acting(action: str, target: str, params: dict[str, object]) -> Iterator[Store]:
-    store = Store.open(settings.current().database_url)
-    with audited(store, actor=actor(), action=action, target=f"token:{target}", params=params):
+    with Store.of(settings.current()) as store, audited(store, actor=actor(), action=action, target=f"token:{target}", params=params):
         yield store
 
 

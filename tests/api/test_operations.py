@@ -7,6 +7,7 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from orchestrator.clock import SYSTEM
 from orchestrator.store import Store, control
 from schemas.runs import DeadLetter
 from tests.api.conftest import SECRET, Api
@@ -107,6 +108,30 @@ def test_settings_are_shown_without_their_secrets(open_api):
     for secret in (SECRET, "t0p-s3cret", "pass-word"):
         assert secret not in shown.text
     assert shown.json()["settings"]["heartbeat_timeout_s"] == 60
+
+
+def test_a_dead_letter_is_sent_back_or_says_why_it_stays(open_api, valkey):
+    api = open_api(broker_url=valkey.url)
+    whole = {"queue": f"letters-{SYSTEM.fresh_id()}", "body": "{}", "content_type": "application/json", "headers": {}}
+    with api.store.transaction() as tx:
+        control.add_dead_letter(tx, DeadLetter("whole", "message", "unreadable", 0.0, None, None, whole))
+        control.add_dead_letter(tx, DeadLetter("line", "message", "no frame", 0.0, None, None, {"line": "oops"}))
+    sent = api.http.post("/api/v1/dead-letters/whole/replay")
+    assert (sent.status_code, sent.json()["told"]) == (202, f"sent to queue {whole['queue']}")
+    stays = api.http.post("/api/v1/dead-letters/line/replay")
+    assert (stays.status_code, stays.json()["error"]["code"]) == (409, "invalid_transition")
+    assert api.http.post("/api/v1/dead-letters/whole/replay").status_code == 404
+    assert [letter["id"] for letter in api.http.get("/api/v1/dead-letters").json()["dead_letters"]] == ["line"]
+
+
+@pytest.mark.req("DC-35")
+def test_without_a_broker_a_message_is_not_sent_back_and_stays(api):
+    whole = {"queue": "letters", "body": "{}", "content_type": "application/json", "headers": {}}
+    with api.store.transaction() as tx:
+        control.add_dead_letter(tx, DeadLetter("whole", "message", "unreadable", 0.0, None, None, whole))
+    answer = api.http.post("/api/v1/dead-letters/whole/replay")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+    assert len(api.http.get("/api/v1/dead-letters").json()["dead_letters"]) == 1
 
 
 def test_dead_letters_are_listed_and_dropped_for_good(api):
