@@ -49,6 +49,11 @@ def fire_timers(store: Store, broker: Broker, settings: Settings) -> int:
     return dispatch.fire_timers(store, broker, batch_max=settings.due_batch_max)
 
 
+def part_children(store: Store, broker: Broker, settings: Settings) -> int:
+    """End or cancel child workflows whose parent has closed."""
+    return dispatch.part_children(store, broker, batch_max=settings.due_batch_max)
+
+
 def expire_activities(store: Store, broker: Broker, settings: Settings) -> int:
     """Time out the attempts whose deadline has passed."""
     return dispatch.expire_activities(store, broker, batch_max=settings.due_batch_max)
@@ -77,6 +82,7 @@ def prune_questions(store: Store, broker: Broker, settings: Settings) -> int:
 
 CHORES = (
     Chore("fire_timers", fire_timers, every_s=lambda settings: 0.0),
+    Chore("part_children", part_children, every_s=lambda settings: 0.0),
     Chore("expire_activities", expire_activities, every_s=lambda settings: 0.0),
     Chore("publish_tasks", publish_tasks, every_s=lambda settings: 0.0),
     # A queue that nobody serves keeps every message it gets: do not ring for it at each tick.

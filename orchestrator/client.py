@@ -18,16 +18,15 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 from orchestrator import settings as settings_module
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.connection import Connection
-from orchestrator.core.definitions import WorkflowDefinition
+from orchestrator.core.definitions import WorkflowDefinition, WorkflowFunction, workflow_named
 from orchestrator.core.payloads import PayloadCodec, PayloadConverter
 from orchestrator.dispatch import Broker
 from orchestrator.errors import InvalidArgument, WorkflowAlreadyStarted
 from orchestrator.filters import run_filter
 from orchestrator.handle import WorkflowHandle
-from orchestrator.starting import UNSET, StartOptions, StartRequest, new_run, one_or_many, workflow_named
+from orchestrator.starting import UNSET, StartOptions, StartRequest, new_run, one_or_many
 from orchestrator.store import Store, Transaction, hints, listing, runs
 from orchestrator.store.hints import Woken
-from orchestrator.workflow import WorkflowFunction
 from schemas.runs import NewRun, RunDescription, RunFilter, RunPage, StartOutcome, Status
 from schemas.settings import Settings
 

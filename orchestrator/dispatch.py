@@ -19,7 +19,7 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.retries import DEFAULT, LOSSES_MAX, NO_RETRY, RetryState, judge
 from orchestrator.crashpoints import crashpoint
 from orchestrator.errors import BrokerUnavailable
-from orchestrator.store import Store, Transaction, activities, control, deadletters, due, workers
+from orchestrator.store import Store, Transaction, activities, control, deadletters, due, relations, workers
 from schemas.history import ActivityCanceled, ActivityFailed, Failure, RetryPolicy
 from schemas.runs import DeadLetter, PendingActivity, Replayed, Resolved, Settlement, TryAgain, WorkerRow
 from schemas.settings import Settings
@@ -283,6 +283,14 @@ def fire_timers(store: Store, broker: Broker, *, batch_max: int) -> int:
         fired = due.fire_timers(tx, batch_max=batch_max)
     ring_all(broker, fired.queues)
     return fired.count
+
+
+def part_children(store: Store, broker: Broker, *, batch_max: int) -> int:
+    """Do to children whose parent has closed what their policies say, to at most batch_max of them; return how many."""
+    with store.transaction(purpose="children.part") as tx:
+        parted = relations.part(tx, batch_max=batch_max)
+    ring_all(broker, parted.queues)
+    return parted.count
 
 
 def expire_activities(store: Store, broker: Broker, *, batch_max: int) -> int:

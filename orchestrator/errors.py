@@ -112,6 +112,34 @@ class ActivityError(FailureError):
         self.retry_state = retry_state
 
 
+class ChildWorkflowError(FailureError):
+    """A child workflow ended without a result; `.cause` says why: it failed, or was cancelled, terminated or timed out."""
+
+    def __init__(self, message: str, *, workflow_type: str, workflow_id: str, run_id: str = "", cause: BaseException | None = None) -> None:
+        super().__init__(message, cause=cause)
+        self.workflow_type = workflow_type
+        self.workflow_id = workflow_id
+        self.run_id = run_id
+
+
+class MessageNotDelivered(FailureError):
+    """A workflow sent a signal or cancel request to another run, and there is no such open run."""
+
+    def __init__(self, message: str, *, workflow_id: str, run_id: str = "") -> None:
+        super().__init__(message)
+        self.workflow_id = workflow_id
+        self.run_id = run_id
+
+
+class WorkflowAlreadyStarted(FailureError):
+    """A run with that id exists already and the policies of this start do not allow another one."""
+
+    def __init__(self, message: str, *, workflow_id: str, run_id: str) -> None:
+        super().__init__(message)
+        self.workflow_id = workflow_id
+        self.run_id = run_id
+
+
 # --- payloads ------------------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +193,7 @@ class TurnTooLong(OrchestratorError):
 
 
 class TooManyPending(OrchestratorError):
-    """The run waits for more activities and timers than the limit. Bound the fan-out, or split the work into several workflows."""
+    """The run waits for more activities, child workflows and timers than the limit. Bound the fan-out, or split the work into several workflows."""
 
 
 class InvalidDefinition(OrchestratorError):
@@ -189,15 +217,6 @@ class WorkflowNotFound(OrchestratorError):
 
 class WorkflowNotOpen(OrchestratorError):
     """The run is closed, so nothing more can be sent to it. Start a new one."""
-
-
-class WorkflowAlreadyStarted(OrchestratorError):
-    """A run with that id exists already and the policies of this start do not allow another one."""
-
-    def __init__(self, message: str, *, workflow_id: str, run_id: str) -> None:
-        super().__init__(message)
-        self.workflow_id = workflow_id
-        self.run_id = run_id
 
 
 class WorkflowFailure(OrchestratorError):

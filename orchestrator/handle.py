@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 from orchestrator.connection import Connection
 from orchestrator.core.definitions import WORKFLOWS, WorkflowDefinition, valid_name
 from orchestrator.core.failures import to_exception
+from orchestrator.core.messages import Message, message
 from orchestrator.errors import (
     DatabaseUnavailable,
     QueryFailed,
@@ -20,7 +21,7 @@ from orchestrator.errors import (
     WorkflowNotFound,
     WorkflowNotOpen,
 )
-from orchestrator.starting import UNSET, Message, message, one_or_many
+from orchestrator.starting import UNSET, one_or_many
 from orchestrator.store import Transaction, control, hints, listing, runs
 from orchestrator.store.hints import Woken
 from orchestrator.waiting import Steps, drive
@@ -31,6 +32,7 @@ from schemas.runs import PendingActivity, Question, RunDescription, Status
 R = TypeVar("R")
 
 QUERY_TIMEOUT_S = 10.0
+CHILDREN_SHOWN = 100
 FRESH_S = 0.01  # a run that was started by us within this time is waited for without a look of its own
 
 Outcome = tuple[Status, Json, Failure | None, str | None]  # status, result, failure, run id that it continued as
@@ -174,6 +176,10 @@ class WorkflowHandle(Generic[R]):
     def pending_activities(self) -> list[PendingActivity]:
         """The activities that the run waits for. Raises WorkflowNotFound."""
         return self._connection.read(lambda tx: list(listing.pending_activities(tx, self._target(tx).run_id)))
+
+    def children(self, limit: int = CHILDREN_SHOWN) -> list[RunDescription]:
+        """The runs of the child workflows it has started, open and closed, the oldest first, at most `limit`. Raises WorkflowNotFound."""
+        return self._connection.read(lambda tx: listing.children(tx, self._target(tx).run_id, limit))
 
     def result_steps(self, *, follow_runs: bool) -> Steps[R]:
         """`result` as steps: the first may speak to the database, the others only wait."""

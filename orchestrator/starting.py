@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from orchestrator.clock import Clock
-from orchestrator.core.definitions import WORKFLOWS, Handler, WorkflowDefinition, valid_name
+from orchestrator.core.calls import check_priority
+from orchestrator.core.definitions import WorkflowDefinition, valid_name, workflow_named
+from orchestrator.core.messages import encoded, encoded_fields, message
 from orchestrator.core.payloads import PayloadConverter
-from orchestrator.core.signatures import CallSignature
 from orchestrator.errors import InvalidArgument
-from orchestrator.workflow import Duration, definition_of, seconds_of
-from schemas.history import Json, RunStarted, SignalReceived
+from orchestrator.workflow import Duration, seconds_of
+from schemas.history import RunStarted, SignalReceived
 from schemas.runs import IdConflictPolicy, IdReusePolicy, NewRun
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
-
-PRIORITY_MAX = 1_000_000  # either way
 
 
 class _Unset:
@@ -76,15 +75,6 @@ class StartRequest:
     start_signal_args: Sequence[Any] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A signal or query, ready to be sent."""
-
-    name: str
-    args: tuple[Json, ...]
-    result: Any  # annotation of the answer
-
-
 def new_run(
     request: StartRequest, *, settings: Settings, converter: PayloadConverter, clock: Clock
 ) -> tuple[NewRun, WorkflowDefinition | None]:
@@ -108,12 +98,12 @@ def new_run(
         run_id=run_id,
         type=name,
         queue=settings.default_queue if request.queue is None else valid_name("queue", request.queue),
-        args=arguments(request.args, signature, what=f"workflow {name!r}", converter=converter),
+        args=encoded(request.args, signature, what=f"workflow {name!r}", converter=converter),
         started_at=now,
         first_run_id=run_id,
         execution_deadline_at=None if execution_s is None else now + execution_s,
         run_timeout_s=_positive("run_timeout", request.run_timeout),
-        memo=_encoded("memo", request.memo, converter),
+        memo=encoded_fields("memo", request.memo, converter),
     )
     run = NewRun(
         started,
@@ -121,46 +111,13 @@ def new_run(
         conflict=_policy("id_conflict_policy", conflict, IdConflictPolicy),
         signal=signal,
         start_delay_s=0.0 if request.start_delay is None else seconds_of(request.start_delay, "start_delay"),
-        priority=_priority(request.priority),
+        priority=check_priority(request.priority),
         # People search for these with SQL: no codec.
-        search_attributes=_encoded("search_attributes", request.search_attributes, PayloadConverter(None, converter.payload_bytes_max)),
+        search_attributes=encoded_fields(
+            "search_attributes", request.search_attributes, PayloadConverter(None, converter.payload_bytes_max)
+        ),
     )
     return run, definition
-
-
-def workflow_named(workflow: Any) -> tuple[str, WorkflowDefinition | None]:  # noqa: ANN401 - a class, run method, function or name
-    """The type's name and its definition; a name may be one that only other processes know."""
-    if isinstance(workflow, str):
-        return valid_name("workflow type", workflow), WORKFLOWS.get(workflow)
-    definition = definition_of(workflow)
-    return definition.name, definition
-
-
-def message(
-    role: str, target: str | Callable[..., Any], args: Sequence[Any], definition: WorkflowDefinition | None, converter: PayloadConverter
-) -> Message:
-    """A signal or query by the name or the method that handles it, its arguments checked when the handler is known."""
-    if isinstance(target, str):
-        name = valid_name(f"{role} name", target)
-        handlers: Mapping[str, Handler] = {} if definition is None else definition.signals if role == "signal" else definition.queries
-        signature = handlers[name].signature if name in handlers else None
-    else:
-        marked, name, _ = getattr(target, "__workflow_role__", ("", "", ""))
-        if marked != role:
-            raise InvalidArgument(f"{target!r} is no {role}; pass a method marked with @workflow.{role}, or its name")
-        signature = CallSignature.of(target, skip_self=True)
-    encoded = arguments(args, signature, what=f"{role} {name!r}", converter=converter)
-    return Message(name, encoded, Any if signature is None else signature.result)
-
-
-def arguments(values: Sequence[Any], signature: CallSignature | None, *, what: str, converter: PayloadConverter) -> tuple[Json, ...]:
-    """The payloads of a call; raises PayloadError if one cannot be carried, or if they do not fit the signature."""
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise InvalidArgument(f"{what}: args must be a list of arguments, not {type(values).__name__}")
-    encoded = converter.encode_args(values, what=what)
-    if signature is not None:
-        converter.decode_args(encoded, signature, what=what)  # as the worker will: better refused here than failed there
-    return tuple(encoded)
 
 
 def one_or_many(arg: Any, args: Any, what: str) -> Sequence[Any]:  # noqa: ANN401 - any value that a payload can carry
@@ -187,16 +144,3 @@ def _policy(what: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 - either e
         return kind(value)
     except ValueError:
         raise InvalidArgument(f"{what}: {value!r} does not exist; there are {', '.join(kind)}") from None
-
-
-def _priority(value: int) -> int:
-    given: object = value
-    if not isinstance(given, int) or not -PRIORITY_MAX <= given <= PRIORITY_MAX:
-        raise InvalidArgument(f"priority must be a whole number from {-PRIORITY_MAX:,} to {PRIORITY_MAX:,}, not {value!r}")
-    return int(given)
-
-
-def _encoded(what: str, values: Mapping[str, Any] | None, converter: PayloadConverter) -> dict[str, Json] | None:
-    if not values:
-        return None
-    return {valid_name(f"key of {what}", key): converter.encode(value, what=f"{what}[{key!r}]") for key, value in values.items()}

@@ -20,7 +20,7 @@ import uuid as _uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
 from orchestrator.core import declare, guard
 from orchestrator.core.calls import (
@@ -36,16 +36,26 @@ from orchestrator.core.calls import (
     seconds_of,
     start_activity,
 )
-from orchestrator.core.definitions import OnException, WorkflowDefinition, register_workflow, valid_name
+from orchestrator.core.children import (
+    ChildWorkflowHandle,
+    ChildWorkflowOptions,
+    ExternalWorkflowHandle,
+    execute_child_workflow,
+    get_external_workflow_handle,
+    start_child_workflow,
+)
+from orchestrator.core.definitions import OnException, WorkflowFunction, definition_of, register_workflow, valid_name
 from orchestrator.core.failures import is_cancellation
-from orchestrator.core.instance import CancellationType, ContinueAsNew, Instance
+from orchestrator.core.instance import ContinueAsNew, Instance
 from orchestrator.core.loop import WorkflowLoop
-from orchestrator.errors import InvalidArgument, InvalidDefinition
-from schemas.history import RetryPolicy, RunContinued
+from orchestrator.core.operations import CancellationType, ChildCancellationType
+from orchestrator.errors import InvalidDefinition
+from schemas.history import ParentClosePolicy, RetryPolicy, RunContinued
+from schemas.runs import IdReusePolicy
 
-P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+P = ParamSpec("P")
 Cls = TypeVar("Cls", bound=type)
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -56,8 +66,14 @@ __all__ = [
     "ActivityOptions",
     "CancellationType",
     "CeleryTask",
+    "ChildCancellationType",
+    "ChildWorkflowHandle",
+    "ChildWorkflowOptions",
     "Duration",
+    "ExternalWorkflowHandle",
+    "IdReusePolicy",
     "Info",
+    "ParentClosePolicy",
     "RetryPolicy",
     "WorkflowFunction",
     "all_handlers_finished",
@@ -67,6 +83,8 @@ __all__ = [
     "definition_of",
     "defn",
     "execute_activity",
+    "execute_child_workflow",
+    "get_external_workflow_handle",
     "in_workflow",
     "info",
     "init",
@@ -82,6 +100,7 @@ __all__ = [
     "signal",
     "sleep",
     "start_activity",
+    "start_child_workflow",
     "time",
     "unsafe",
     "uuid4",
@@ -91,21 +110,6 @@ __all__ = [
 
 
 # --- decorators ----------------------------------------------------------------------------------------------------------
-
-
-class WorkflowFunction(Generic[P, R]):
-    """A plain function that is a workflow: `@workflow.defn async def greet(name: str) -> str`."""
-
-    def __init__(self, fn: Callable[P, Awaitable[R]], definition: WorkflowDefinition) -> None:
-        self.fn = fn
-        self.definition = definition
-        self.__name__ = definition.name
-        self.__doc__ = fn.__doc__
-        self.__wrapped__ = fn
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
-        """Run the function itself, as a part of the calling workflow."""
-        return self.fn(*args, **kwargs)
 
 
 @overload
@@ -253,6 +257,8 @@ class Info:
     started_at: datetime
     first_run_id: str
     continued_from: str | None
+    parent_id: str | None
+    parent_run_id: str | None
     run_timeout_s: float | None
     history_length: int
     turn: int
@@ -273,6 +279,8 @@ def info() -> Info:
         started_at=datetime.fromtimestamp(started.started_at, tz=UTC),
         first_run_id=started.first_run_id or started.run_id,
         continued_from=started.continued_from,
+        parent_id=started.parent_id,
+        parent_run_id=started.parent_run_id,
         run_timeout_s=started.run_timeout_s,
         history_length=instance.history_events,
         turn=instance.turn + 1,
@@ -376,17 +384,6 @@ class unsafe:  # noqa: N801 - a namespace, written as the field writes it
 
 
 # --- how it is done ----------------------------------------------------------------------------------------------------------
-
-
-def definition_of(target: Any) -> WorkflowDefinition:  # noqa: ANN401 - a workflow class, its run method or a workflow function
-    """The definition behind what people pass around as "the workflow"."""
-    if isinstance(target, WorkflowFunction):
-        return target.definition
-    definition = getattr(target, "__workflow_definition__", None)
-    if isinstance(definition, WorkflowDefinition):
-        return definition
-    message = f"{target!r} is not a workflow; pass a class or function with @workflow.defn, its run method, or a workflow's name"
-    raise InvalidArgument(message)
 
 
 def _handler(role: declare.Role, fn: Any, name: str | None, description: str) -> Any:  # noqa: ANN401 - decorator with and without arguments

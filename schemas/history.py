@@ -16,6 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+ParentClosePolicy = Literal["terminate", "abandon", "request_cancel"]
+"""What becomes of an open child workflow when its parent's run closes, in whatever way."""
+
 Json = Any  # a JSON value: None, bool, int, float, str, list or dict. Python's type system has no finite name for it.
 
 
@@ -34,7 +37,9 @@ FLAGS_NOW = Flag.SINGLE_BATCH
 class Failure:
     """An exception as history carries it; `kind` names the class in `orchestrator.errors` that it becomes again."""
 
-    kind: Literal["application", "canceled", "terminated", "timeout", "worker_lost", "activity", "workflow"]
+    kind: Literal[
+        "application", "canceled", "terminated", "timeout", "worker_lost", "activity", "child", "already_started", "not_delivered"
+    ]
     message: str
     type: str = ""  # application: the exception's type name; timeout: which deadline
     stack: str = ""
@@ -44,6 +49,9 @@ class Failure:
     activity_type: str = ""
     activity_id: str = ""
     retry_state: str = ""
+    workflow_type: str = ""  # this and the next two: of the other run, where the failure is about one
+    workflow_id: str = ""
+    run_id: str = ""
     cause: Failure | None = None
 
 
@@ -168,6 +176,62 @@ class TimerFired:
     kind: Literal["timer_fired"] = "timer_fired"
 
 
+@dataclass(frozen=True, slots=True)
+class ChildStarted:
+    """A child workflow exists; told only to code that waits for it (`ChildScheduled.announced`)."""
+
+    seq: int
+    run_id: str
+    kind: Literal["child_started"] = "child_started"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStartFailed:
+    """A child workflow was not started: a run of that id stands in the way, and `failure` says which."""
+
+    seq: int
+    failure: Failure
+    kind: Literal["child_start_failed"] = "child_start_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCompleted:
+    """A child workflow has a result; `run_id` is the last run of its chain."""
+
+    seq: int
+    result: Json = None
+    run_id: str = ""
+    kind: Literal["child_completed"] = "child_completed"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildFailed:
+    """A child workflow closed without a result; the kind of `failure` says whether it failed, was cancelled, terminated or timed out."""
+
+    seq: int
+    failure: Failure
+    run_id: str = ""
+    kind: Literal["child_failed"] = "child_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageDelivered:
+    """A signal or cancel request to another run is in its inbox."""
+
+    seq: int
+    run_id: str
+    kind: Literal["message_delivered"] = "message_delivered"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageFailed:
+    """A signal or cancel request to another run found no such open run."""
+
+    seq: int
+    failure: Failure
+    kind: Literal["message_failed"] = "message_failed"
+
+
 # --- commands: what author code asked for; each becomes exactly one event --------------------------------------------------
 
 
@@ -217,6 +281,63 @@ class TimerCanceled:
 
     seq: int
     kind: Literal["timer_canceled"] = "timer_canceled"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildScheduled:
+    """Start a run of its own that reports back. `run_id` is given to it as the turn is committed, and is no part of its identity."""
+
+    seq: int
+    workflow_id: str
+    type: str
+    args: tuple[Json, ...] = ()
+    queue: str | None = None  # None: the parent's own queue
+    announced: bool = False  # the code waits for the start itself
+    parent_close: ParentClosePolicy = "terminate"
+    reuse: str = "allow_duplicate"  # an `IdReusePolicy`
+    run_timeout_s: float | None = None
+    execution_timeout_s: float | None = None
+    memo: dict[str, Json] | None = None
+    search_attributes: dict[str, Json] | None = None
+    priority: int | None = None  # None: the parent's own
+    summary: str = ""
+    run_id: str = ""
+    kind: Literal["child_scheduled"] = "child_scheduled"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCancelRequested:
+    """Ask a child workflow to cancel itself; `wait` keeps it pending until its real outcome is known."""
+
+    seq: int
+    reason: str = ""
+    wait: bool = False
+    kind: Literal["child_cancel_requested"] = "child_cancel_requested"
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSent:
+    """Signal another run: the open one of the workflow id, exactly `run_id`, or the open one of the chain that began with `first_run_id`."""
+
+    seq: int
+    workflow_id: str
+    name: str
+    args: tuple[Json, ...] = ()
+    run_id: str | None = None
+    first_run_id: str | None = None
+    kind: Literal["signal_sent"] = "signal_sent"
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSent:
+    """Ask another run to cancel itself; addressed as `SignalSent`."""
+
+    seq: int
+    workflow_id: str
+    reason: str = ""
+    run_id: str | None = None
+    first_run_id: str | None = None
+    kind: Literal["cancel_sent"] = "cancel_sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,13 +395,43 @@ class RunTimedOut:
     kind: Literal["run_timed_out"] = "run_timed_out"
 
 
-Arrival = RunStarted | SignalReceived | CancelRequested | ActivityCompleted | ActivityFailed | ActivityCanceled | TimerFired
+Arrival = (
+    RunStarted
+    | SignalReceived
+    | CancelRequested
+    | ActivityCompleted
+    | ActivityFailed
+    | ActivityCanceled
+    | TimerFired
+    | ChildStarted
+    | ChildStartFailed
+    | ChildCompleted
+    | ChildFailed
+    | MessageDelivered
+    | MessageFailed
+)
 Terminal = RunCompleted | RunFailed | RunCanceled | RunContinued
-Command = ActivityScheduled | ActivityCancelRequested | TimerStarted | TimerCanceled | Terminal
+Message = SignalSent | CancelSent
+Scheduled = ActivityScheduled | ChildScheduled | Message
+Command = Scheduled | ActivityCancelRequested | ChildCancelRequested | TimerStarted | TimerCanceled | Terminal
 Close = RunTerminated | RunTimedOut
 Event = Arrival | Command | Close
 
-ARRIVALS = (RunStarted, SignalReceived, CancelRequested, ActivityCompleted, ActivityFailed, ActivityCanceled, TimerFired)
+ARRIVALS = (
+    RunStarted,
+    SignalReceived,
+    CancelRequested,
+    ActivityCompleted,
+    ActivityFailed,
+    ActivityCanceled,
+    TimerFired,
+    ChildStarted,
+    ChildStartFailed,
+    ChildCompleted,
+    ChildFailed,
+    MessageDelivered,
+    MessageFailed,
+)
 TERMINALS = (RunCompleted, RunFailed, RunCanceled, RunContinued)
 CLOSES = (RunTerminated, RunTimedOut)
 

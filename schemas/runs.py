@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from schemas.history import ActivityScheduled, Arrival, Close, Command, Failure, Json, RunStarted, SignalReceived
+from schemas.history import ActivityScheduled, Arrival, Close, Command, Failure, Json, ParentClosePolicy, RunStarted, SignalReceived
 
 
 class Status(StrEnum):
@@ -58,7 +58,7 @@ class NewRun:
     conflict: IdConflictPolicy = IdConflictPolicy.FAIL
     signal: SignalReceived | None = None  # signal-with-start: delivered to the new or the existing run
     start_delay_s: float = 0.0
-    priority: int = 0
+    priority: int | None = 0  # None: that of the run it continues, or of its parent
     search_attributes: dict[str, Json] | None = None
 
 
@@ -107,6 +107,24 @@ class NewActivity:
 
 
 @dataclass(frozen=True, slots=True)
+class NewChild:
+    """A child workflow that a turn starts."""
+
+    seq: int
+    run: NewRun
+    announced: bool  # its parent waits for the start itself
+    parent_close: ParentClosePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class ParentLink:
+    """Whom the end of a run is told to: the parent's run, which knows the child by the first run of its chain."""
+
+    run_id: str
+    first_run_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ActivityKey:
     """One attempt of one activity: the fence of everything that happens to it."""
 
@@ -134,6 +152,10 @@ class TurnCommit:
     result: Json = None
     failure: Failure | None = None
     continued_as: NewRun | None = None
+    related: bool = False  # it touches other runs: one of the three below, or messages among its commands
+    children: tuple[NewChild, ...] = ()
+    parent: ParentLink | None = None  # to be told that the run has closed for good
+    orphans: bool = False  # the run closes, and it has had children
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +170,14 @@ class TurnFailure:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a commit of turns did; runs in `lost` were claimed by somebody else meanwhile, or got new arrivals as they closed."""
+    """What a commit of turns did; runs in `lost` were claimed by somebody else meanwhile, or got new arrivals as they closed.
+
+    `rings`: the queues of other runs that have something new. `orphans`: some children are without their parent now.
+    """
 
     lost: frozenset[str] = frozenset()
+    rings: frozenset[str] = frozenset()
+    orphans: bool = False
 
 
 # --- activities ------------------------------------------------------------------------------------------------------------

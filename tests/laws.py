@@ -22,6 +22,8 @@ from schemas.history import (
     ActivityCompleted,
     ActivityFailed,
     ActivityScheduled,
+    CancelSent,
+    ChildScheduled,
     RunCanceled,
     RunCompleted,
     RunContinued,
@@ -29,12 +31,14 @@ from schemas.history import (
     RunStarted,
     RunTerminated,
     RunTimedOut,
+    SignalSent,
     TimerCanceled,
     TimerFired,
     TimerStarted,
     Turn,
 )
 from schemas.runs import Status
+from tests.family_laws import LINKS, links_of, of_families
 
 EARLY_S = 0.001  # timers are rounded to milliseconds
 ENDS = {
@@ -48,7 +52,8 @@ ENDS = {
 RESOLUTIONS = (ActivityCompleted, ActivityFailed, ActivityCanceled)
 
 _RUNS = """
-SELECT r.run_id, r.workflow_id, r.type, r.status, r.turn, r.ready, r.owner, r.history_events, r.continued_from, p.result, p.continued_as
+SELECT r.run_id, r.workflow_id, r.type, r.status, r.turn, r.ready, r.owner, r.history_events, r.continued_from, r.first_run_id,
+       r.parent_run_id, p.result, p.continued_as
 FROM runs r LEFT JOIN run_payloads p ON p.run_id = r.run_id ORDER BY r.run_id
 """
 
@@ -70,6 +75,8 @@ class Run:
     owner: str | None
     history_events: int
     continued_from: str | None
+    first_run_id: str
+    parent_run_id: str | None
     result: Any
     continued_as: str | None
     turns: list[Turn] = field(default_factory=list)
@@ -89,6 +96,7 @@ def check_laws(store: Store, *, replay: bool = True, orphans: bool = False) -> l
     """
     with store.transaction(readonly=True) as tx:
         runs, workers = _read(tx)
+        links = links_of(tx.run(LINKS))
     complaints: list[str] = []
     for run in runs.values():
         told = [f"run {run.run_id} ({run.type}, {run.status}, turn {run.turn}): {what}" for what in _of_run(run)]
@@ -97,7 +105,7 @@ def check_laws(store: Store, *, replay: bool = True, orphans: bool = False) -> l
         complaints += told
         if replay and not told:
             complaints += _of_replay(run)
-    complaints += _between(runs)
+    complaints += [*_between(runs), *of_families(runs, links)]
     if complaints:
         raise LawBroken("\n".join(complaints[:40]))
     return list(runs.values())
@@ -105,7 +113,8 @@ def check_laws(store: Store, *, replay: bool = True, orphans: bool = False) -> l
 
 def _read(tx: Transaction) -> tuple[dict[str, Run], set[str]]:
     runs = {}
-    for run_id, workflow_id, type_, status, turn, ready, owner, events, continued_from, result, continued_as in tx.run(_RUNS):
+    for run_id, workflow_id, type_, status, turn, ready, owner, events, *rest in tx.run(_RUNS):
+        continued_from, first_run_id, parent_run_id, result, continued_as = rest
         runs[run_id] = Run(
             run_id,
             workflow_id,
@@ -116,6 +125,8 @@ def _read(tx: Transaction) -> tuple[dict[str, Run], set[str]]:
             owner,
             events,
             continued_from,
+            first_run_id,
+            parent_run_id,
             documents.load(result),
             continued_as,
         )
@@ -178,13 +189,13 @@ def _of_events(run: Run) -> Iterable[str]:
                     yield f"turn {turn.turn}: timer {event.seq} fired {timers[event.seq] - turn.at:.4f} s early"
                 over[event.seq] += 1
         for command in turn.commands:
-            if isinstance(command, ActivityScheduled | TimerStarted):
+            if isinstance(command, ActivityScheduled | TimerStarted | ChildScheduled | SignalSent | CancelSent):
                 if command.seq <= newest:
                     yield f"turn {turn.turn}: number {command.seq} comes again or out of order"
                 newest = max(newest, command.seq)
                 if isinstance(command, TimerStarted):
                     timers[command.seq] = command.fire_at
-                else:
+                elif isinstance(command, ActivityScheduled):
                     scheduled.add(command.seq)
             elif isinstance(command, ActivityCancelRequested) and command.seq not in scheduled:
                 yield f"turn {turn.turn}: activity {command.seq} is cancelled and was not scheduled"

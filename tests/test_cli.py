@@ -15,8 +15,9 @@ import pytest
 from orchestrator.cli import COMMANDS, main
 from orchestrator.client import Client
 from orchestrator.settings import current, load
-from orchestrator.store import Store, control
-from schemas.runs import DeadLetter
+from orchestrator.store import Store, control, runs
+from schemas.history import RunStarted
+from schemas.runs import DeadLetter, NewRun
 
 ROOT = Path(__file__).resolve().parent.parent
 DEAD_BROKER = "redis://127.0.0.1:1/0"
@@ -195,6 +196,19 @@ def test_looking_at_a_home_that_is_not_there_does_not_make_it(tmp_path, capsys, 
     assert shell("db", "status").returncode == 1
     assert shell.process("doctor").returncode == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.req("DC-29")
+def test_a_workflow_is_shown_with_its_children_and_a_child_with_its_parent(shell, store):
+    parent = RunStarted("head", "run-1", type="Order", queue="default")
+    child = RunStarted("limb", "run-2", type="Parcel", queue="default", parent_id="head", parent_run_id="run-1")
+    with store.transaction() as tx:
+        runs.start(tx, [NewRun(parent), NewRun(child)])
+    shown = shell("workflow", "show", "head").stdout
+    assert "child workflow" in shown
+    assert "limb" in shown
+    assert [one["workflow_id"] for one in shell.json("workflow", "show", "head")["children"]] == ["limb"]
+    assert "head" in shell("workflow", "show", "limb").stdout
 
 
 def test_a_workflow_is_started_listed_shown_and_ended(shell, store):

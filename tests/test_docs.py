@@ -129,10 +129,20 @@ def test_the_example_of_the_readme_is_short():
     assert len([line for line in blocks(ROOT / "README.md", "python")[0].splitlines() if line.strip()]) <= 21
 
 
-def test_the_examples_run(folder):
-    settings = load({}, home=folder / "home", include=("hello",))
-    (folder / "hello.py").write_text((ROOT / "examples" / "hello.py").read_text())
+SAYS = {
+    "hello": "Hello Ada\n",
+    "basket": "lamp shipped\npiano came back: activity 'ship' (1) did not complete: too heavy\nshelf shipped\n",
+}
+"""Example -> what it prints."""
+
+
+@pytest.mark.parametrize("example", sorted(path.stem for path in (ROOT / "examples").glob("*.py")))
+def test_the_examples_run(folder, example):
+    settings = load({}, home=folder / "home", include=(example,))
+    (folder / f"{example}.py").write_text((ROOT / "examples" / f"{example}.py").read_text())
     with Stack(settings, Plan()):
         env = environment(settings) | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, "hello.py"], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.returncode) == ("Hello Ada\n", 0), done.stderr
+        done = subprocess.run(
+            [sys.executable, f"{example}.py"], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (done.stdout, done.returncode) == (SAYS[example], 0), done.stderr

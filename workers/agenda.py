@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import Literal
 
-Topic = Literal["timers", "deadlines", "claim"]
+Topic = Literal["timers", "deadlines", "orphans", "claim"]
 
 ENTRIES_MAX = 200_000  # beyond this, beat alone wakes the rest
 LEAD_S = 0.001  # the database judges; looking a moment late is better than looking twice

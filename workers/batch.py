@@ -98,6 +98,7 @@ class Written:
 
     lost: frozenset[str] = frozenset()
     rings: set[str] = field(default_factory=set)
+    orphans: bool = False  # children are without their parent now
     beaten: list[BeatAnswer] = field(default_factory=list)
     claimed: list[ClaimedRun] = field(default_factory=list)
     started: list[PendingActivity] = field(default_factory=list)

@@ -90,7 +90,13 @@ class Decider:
         )
         try:
             commit, planned = plan(
-                commit, decision.terminal, instance.run_started, route=self._route, take_on=take_on, fresh_id=self._fresh_id
+                commit,
+                decision.terminal,
+                instance.run_started,
+                route=self._route,
+                take_on=take_on,
+                fresh_id=self._fresh_id,
+                has_children=instance.operations.has_children,
             )
         except Exception as error:  # noqa: BLE001 - an application's own router may raise anything: it must not touch the neighbours
             instance.close()

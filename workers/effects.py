@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from schemas.history import (
     ActivityCancelRequested,
     ActivityScheduled,
+    ChildCancelRequested,
+    ChildScheduled,
+    Message,
     RunCanceled,
     RunCompleted,
     RunContinued,
@@ -16,7 +19,18 @@ from schemas.history import (
     Terminal,
     TimerStarted,
 )
-from schemas.runs import ActivityKey, ActivityState, NewActivity, NewRun, PendingActivity, Status, TurnCommit
+from schemas.runs import (
+    ActivityKey,
+    ActivityState,
+    IdReusePolicy,
+    NewActivity,
+    NewChild,
+    NewRun,
+    ParentLink,
+    PendingActivity,
+    Status,
+    TurnCommit,
+)
 
 Route = Callable[[ActivityScheduled, str], tuple[ActivityScheduled, str]]
 """Resolves (activity, the run's queue) to the activity, marked as a Celery task or not, and its queue."""
@@ -45,12 +59,21 @@ class Plan:
 
 
 def plan(
-    commit: TurnCommit, terminal: Terminal | None, started: RunStarted, *, route: Route, take_on: TakeOn, fresh_id: Callable[[], str]
+    commit: TurnCommit,
+    terminal: Terminal | None,
+    started: RunStarted,
+    *,
+    route: Route,
+    take_on: TakeOn,
+    fresh_id: Callable[[], str],
+    has_children: bool = False,
 ) -> tuple[TurnCommit, Plan]:
     """Complete a commit and say what follows from it."""
     planned = Plan()
+    if any(isinstance(command, ChildScheduled | ChildCancelRequested | Message) for command in commit.commands):
+        commit = _relate(commit, started, planned, fresh_id)
     if terminal is not None:
-        return _closing(commit, terminal, started, planned, fresh_id)
+        return _closing(commit, terminal, started, planned, fresh_id, has_children=has_children)
     activities: list[NewActivity] = []
     for command in commit.commands:
         if isinstance(command, ActivityScheduled):
@@ -83,19 +106,52 @@ def _follow(planned: Plan, commit: TurnCommit, started: RunStarted, scheduled: A
     (planned.eager if eager else planned.tasks).append(pending)
 
 
+def _relate(commit: TurnCommit, started: RunStarted, planned: Plan, fresh_id: Callable[[], str]) -> TurnCommit:
+    """Give the children of a turn their run ids, in the commands too: history names them."""
+    commands = tuple(replace(c, run_id=fresh_id()) if isinstance(c, ChildScheduled) else c for c in commit.commands)
+    children = tuple(_child(command, started, commit.at) for command in commands if isinstance(command, ChildScheduled))
+    planned.queues |= {child.run.started.queue for child in children}
+    return replace(commit, commands=commands, children=children, related=True)
+
+
+def _child(command: ChildScheduled, parent: RunStarted, at: float) -> NewChild:
+    started = RunStarted(
+        workflow_id=command.workflow_id,
+        run_id=command.run_id,
+        type=command.type,
+        queue=command.queue or parent.queue,
+        args=command.args,
+        started_at=at,
+        first_run_id=command.run_id,
+        parent_id=parent.workflow_id,
+        parent_run_id=parent.run_id,
+        execution_deadline_at=None if command.execution_timeout_s is None else at + command.execution_timeout_s,
+        run_timeout_s=command.run_timeout_s,
+        memo=command.memo,
+    )
+    run = NewRun(started, IdReusePolicy(command.reuse), priority=command.priority, search_attributes=command.search_attributes)
+    return NewChild(command.seq, run, command.announced, command.parent_close)
+
+
 def _closing(
-    commit: TurnCommit, terminal: Terminal, started: RunStarted, planned: Plan, fresh_id: Callable[[], str]
+    commit: TurnCommit, terminal: Terminal, started: RunStarted, planned: Plan, fresh_id: Callable[[], str], *, has_children: bool
 ) -> tuple[TurnCommit, Plan]:
     planned.closed = True
+    parent = None
+    if started.parent_run_id is not None and not isinstance(terminal, RunContinued):
+        parent = ParentLink(started.parent_run_id, started.first_run_id or started.run_id)
     closing = replace(
         commit,
         status=STATUS[type(terminal)],
         result=terminal.result if isinstance(terminal, RunCompleted) else None,
         failure=terminal.failure if isinstance(terminal, RunFailed | RunCanceled) else None,
+        related=commit.related or parent is not None or has_children,
+        parent=parent,
+        orphans=has_children,
     )
     if isinstance(terminal, RunContinued):
         successor = _successor(terminal, started, fresh_id(), commit.at)
-        closing = replace(closing, continued_as=NewRun(successor))
+        closing = replace(closing, continued_as=NewRun(successor, priority=None))
         planned.queues.add(successor.queue)
     return closing, planned
 

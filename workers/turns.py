@@ -19,7 +19,7 @@ from dataclasses import replace
 from orchestrator.clock import Clock
 from orchestrator.core.definitions import ACTIVITIES, WORKFLOWS
 from orchestrator.crashpoints import crashpoint
-from orchestrator.dispatch import Broker, expire_activities, fire_timers, ring_all, settlement
+from orchestrator.dispatch import Broker, expire_activities, fire_timers, part_children, ring_all, settlement
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.store import Store, Transaction, Unmet, activities, claims, control, runs, turns, workers
 from orchestrator.store.claims import Claimed, Wanted
@@ -276,12 +276,19 @@ class Engine:
         return written
 
     def _write_all(self, tx: Transaction, batch: Batch, written: Written) -> None:
-        if batch:
+        if batch and not any(commit.related for commit in batch.commits):  # else the commit locks still more, and all at once
             runs.lock(tx, batch.run_ids)  # all at once and in order: two workers that lock piece by piece can wait for each other
         if batch.commits:
-            written.lost = turns.commit(
-                tx, batch.commits, worker=self.worker_id, build=self.settings.build, republish_s=self.settings.republish_s
-            ).lost
+            committed = turns.commit(
+                tx,
+                batch.commits,
+                worker=self.worker_id,
+                build=self.settings.build,
+                beside=batch.run_ids,
+                republish_s=self.settings.republish_s,
+            )
+            written.lost, written.orphans = committed.lost, committed.orphans
+            written.rings |= committed.rings
         if batch.settlements:
             queues, _ = activities.settle(tx, batch.settlements)
             written.rings |= queues
@@ -364,6 +371,8 @@ class Engine:
         for settled in batch.settlements:
             if isinstance(settled, TryAgain):
                 self._agenda.add(settled.due_at, "claim")
+        if written.orphans:
+            self._agenda.add(self.now(), "orphans")
         if written.looked:
             self._hungry = written.more_activities
         if written.more_runs or (written.more_activities and written.started):
@@ -402,6 +411,8 @@ class Engine:
         batch_max = self.settings.due_batch_max
         if "timers" in due and fire_timers(self.store, local, batch_max=batch_max) >= batch_max:
             self._agenda.add(self.now(), "timers")
+        if "orphans" in due and part_children(self.store, local, batch_max=batch_max):
+            self._agenda.add(self.now(), "orphans")  # there may be more of them, and they may have had children themselves
         if "deadlines" in due and expire_activities(self.store, local, batch_max=batch_max) >= batch_max:
             self._agenda.add(self.now(), "deadlines")
 

@@ -15,8 +15,8 @@ from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from orchestrator.clock import utc
+from orchestrator.core.calls import PRIORITY_MAX
 from orchestrator.core.definitions import ID_CHARACTERS_MAX
-from orchestrator.starting import PRIORITY_MAX
 from schemas.history import Failure, Json, Turn
 from schemas.runs import DeadLetter, PendingActivity, RunDescription
 

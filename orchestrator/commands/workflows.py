@@ -19,6 +19,7 @@ from schemas.history import Failure, Json, Turn
 from schemas.runs import PendingActivity, RunDescription
 
 LIST_SHOWN = 50
+CHILDREN_SHOWN = 50
 QUERY_TIMEOUT_S = 10.0
 CAUSES_SHOWN_MAX = 10
 _STATUS_STYLES = {
@@ -104,9 +105,9 @@ def show(workflow_id: Id, *, run_id: RunId = None, as_json: AsJson = False) -> N
     """All that is known about a workflow, and what it waits for."""
     with Client() as client:
         handle = client.get_handle(workflow_id, run_id)
-        run, pending = handle.describe(), handle.pending_activities()
+        run, pending, children = handle.describe(), handle.pending_activities(), handle.children(CHILDREN_SHOWN + 1)
     if as_json:
-        put_json({**asdict(run), "pending_activities": [asdict(one) for one in pending]})
+        put_json({**asdict(run), "pending_activities": [asdict(one) for one in pending], "children": [asdict(one) for one in children]})
         return
     rows: list[tuple[str, object]] = [
         ("workflow id", run.workflow_id),
@@ -119,6 +120,7 @@ def show(workflow_id: Id, *, run_id: RunId = None, as_json: AsJson = False) -> N
         ("lasted", _lasted(run)),
         ("history", f"{run.turn:,} turns, {run.history_events:,} events"),
         ("deadline", moment(run.deadline_at)),
+        ("parent", run.parent_id or ""),
         ("continued as", run.continued_as or ""),
         ("memo", compact(run.memo) if run.memo else ""),
         ("search attributes", compact(run.search_attributes) if run.search_attributes else ""),
@@ -130,6 +132,12 @@ def show(workflow_id: Id, *, run_id: RunId = None, as_json: AsJson = False) -> N
     if pending:
         put("")
         put_table(("waits for", "type", "state", "attempt", "worker", "last failure"), map(_waiting, pending), empty="")
+    if children:
+        put("")
+        shown = [(one.workflow_id, one.type, _status(one), one.queue, _lasted(one)) for one in children[:CHILDREN_SHOWN]]
+        put_table(("child workflow", "type", "status", "queue", "lasted"), shown, empty="")
+        if len(children) > CHILDREN_SHOWN:
+            put(f"only the first {CHILDREN_SHOWN:,} of its children; --json and SQL (workflow_runs.parent_run_id) show more")
 
 
 @app.command()

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from math import isfinite
 from types import FunctionType
-from typing import Any, NoReturn, Protocol, TypedDict, TypeVar, Unpack, cast, get_args, overload
+from typing import Any, NoReturn, Protocol, Self, TypedDict, TypeVar, Unpack, cast, get_args, overload
 
 from orchestrator.core import guard
 from orchestrator.core.definitions import ACTIVITIES, ActivityDefinition, valid_name
-from orchestrator.core.instance import CancellationType, Instance, Operation
+from orchestrator.core.instance import Instance
 from orchestrator.core.loop import WorkflowLoop, WorkflowTask
+from orchestrator.core.operations import CancellationType, Operation
 from orchestrator.core.signatures import CallSignature
 from orchestrator.errors import InvalidArgument, PayloadMismatch
 from schemas.history import ActivityScheduled, RetryPolicy
@@ -26,6 +27,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 Duration = float | timedelta
 
+PRIORITY_MAX = 1_000_000  # of a run, either way
 SUMMARY_CHARACTERS_MAX = 400  # of the line that people see beside an activity or a timer
 
 UNSET: Any = object()
@@ -64,21 +66,33 @@ class ActivityOptions(TypedDict, total=False):
     priority: int
 
 
-class ActivityHandle(WorkflowTask[T]):
-    """A running activity: await it, gather it, cancel it. An `asyncio.Task` in every respect."""
+class OperationHandle(WorkflowTask[T]):
+    """Something that runs elsewhere: await it, gather it, cancel it. An `asyncio.Task` in every respect."""
 
-    _operation: Operation
-    _owner: Instance
+    operation: Operation
+    instance: Instance
+
+    @classmethod
+    def of(cls, instance: Instance, operation: Operation, name: str) -> Self:
+        """The handle of an operation that was asked for."""
+        handle = cls(instance.operations.outcome(operation), loop=instance.loop, name=name)
+        handle.operation = operation
+        handle.instance = instance
+        return handle
 
     def cancel(self, msg: Any = None) -> bool:  # noqa: ANN401 - asyncio's signature
-        """Ask the activity to cancel; what the await then gives depends on `cancellation_type`."""
+        """Ask it to cancel; what the await then gives depends on `cancellation_type`."""
         if not self.done():
-            self._owner.check_writable("cancelling an activity")
-            if not self._operation.awaited:
+            self.instance.check_writable("cancelling what runs elsewhere")
+            if not self.operation.awaited:
                 # Not begun: asyncio would drop the coroutine, and the request with it.
-                self._owner.cancel_operation(self._operation)
+                self.instance.operations.cancel(self.operation, msg if isinstance(msg, str) else "")
                 return True
         return super().cancel(msg)
+
+
+class ActivityHandle(OperationHandle[T]):
+    """A running activity."""
 
 
 @overload
@@ -129,10 +143,8 @@ def start_activity(
     """
     instance = running("start_activity")
     operation = _schedule(instance, activity, arg, args, result_type, options)
-    handle: ActivityHandle[Any] = ActivityHandle(instance.outcome(operation), loop=instance.loop, name=f"activity {operation.command.type}")
-    handle._operation = operation  # noqa: SLF001 - ours; asyncio.Task takes no further arguments
-    handle._owner = instance  # noqa: SLF001 - as above
-    return handle
+    assert isinstance(operation.command, ActivityScheduled), "an activity was scheduled"
+    return ActivityHandle.of(instance, operation, f"activity {operation.command.type}")
 
 
 @overload
@@ -179,7 +191,7 @@ async def execute_activity(
     ends with ActivityError caused by CancelledError, or with the activity's true outcome, as `cancellation_type` says.
     """
     instance = running("execute_activity")
-    return await instance.outcome(_schedule(instance, activity, arg, args, result_type, options))
+    return await instance.operations.outcome(_schedule(instance, activity, arg, args, result_type, options))
 
 
 def running(call: str) -> Instance:
@@ -227,6 +239,43 @@ def check_summary(summary: str) -> str:
     return summary
 
 
+def check_known(options: Mapping[str, Any], known: Any, what: str) -> None:  # noqa: ANN401 - a TypedDict
+    """Raise TypeError, as Python does, for options that do not exist."""
+    unknown = options.keys() - known.__annotations__.keys()
+    if unknown:
+        message = f"{what}: there is no option {', '.join(sorted(unknown))}; there are {', '.join(known.__annotations__)}"
+        raise TypeError(message)
+
+
+def check_choice(value: object, choices: Any, what: str) -> None:  # noqa: ANN401 - a Literal
+    """Raise InvalidArgument unless the value is one of a Literal's."""
+    if value not in get_args(choices):
+        message = f"{what} must be one of {', '.join(get_args(choices))}, not {value!r}"
+        raise InvalidArgument(message)
+
+
+def check_count(signature: CallSignature, count: int, what: str) -> None:
+    """Raise PayloadMismatch unless a function takes that many arguments."""
+    if count < signature.required or (count > len(signature.parameters) and signature.rest is None):
+        names = ", ".join(parameter.name for parameter in signature.parameters)
+        message = f"{what}: {count} argument(s) given, {signature.name}({names}) needs {signature.required} to {len(signature.parameters)}"
+        raise PayloadMismatch(message)
+
+
+def check_priority(value: int) -> int:
+    """The priority of a run; raises InvalidArgument."""
+    given: object = value
+    if not isinstance(given, int) or not -PRIORITY_MAX <= given <= PRIORITY_MAX:
+        raise InvalidArgument(f"priority must be a whole number from {-PRIORITY_MAX:,} to {PRIORITY_MAX:,}, not {value!r}")
+    return int(given)
+
+
+def refuse(what: str, reason: str) -> NoReturn:
+    """Raise InvalidArgument."""
+    message = f"{what}: {reason}"
+    raise InvalidArgument(message)
+
+
 @dataclass(frozen=True, slots=True)
 class _Target:
     """What an activity argument stands for."""
@@ -250,7 +299,7 @@ def _schedule(
     values = arguments(arg, args, what)
     returns = Any if result_type is None else result_type
     if target.signature is not None:
-        _check_count(target.signature, len(values), what)
+        check_count(target.signature, len(values), what)
         returns = target.signature.result if result_type is None else result_type
     payloads = tuple(instance.converter.encode_args(values, what=what))
     if options:
@@ -258,30 +307,26 @@ def _schedule(
     else:
         seq = instance.take_seq("an activity")
         scheduled = ActivityScheduled(seq, str(seq), target.type, payloads, task=target.task)
-    return instance.schedule_activity(scheduled, returns=returns, cancellation=options.get("cancellation_type", "try_cancel"))
+    return instance.operations.ask(Operation(scheduled, returns, options.get("cancellation_type", "try_cancel")))
 
 
 def _with_options(instance: Instance, target: _Target, payloads: tuple[Any, ...], options: ActivityOptions, what: str) -> ActivityScheduled:
-    unknown = options.keys() - ActivityOptions.__annotations__.keys()
-    if unknown:
-        message = f"{what}: there is no option {', '.join(sorted(unknown))}; there are {', '.join(ActivityOptions.__annotations__)}"
-        raise TypeError(message)
+    check_known(options, ActivityOptions, what)
     kwargs = options.get("kwargs")
     if kwargs and not target.task and (target.signature is not None or target.type in ACTIVITIES):
-        _refuse(what, "takes positional arguments only; kwargs are for Celery tasks")
+        refuse(what, "takes positional arguments only; kwargs are for Celery tasks")
     queue = options.get("queue")
     if queue is not None:
         valid_name(f"{what}: queue", queue)
     activity_id = options.get("activity_id", "")
-    if activity_id and instance.is_pending(valid_name(f"{what}: activity_id", activity_id)):
-        _refuse(what, f"the run waits for an activity with the id {activity_id!r} already")
+    if activity_id and instance.operations.is_pending(valid_name(f"{what}: activity_id", activity_id)):
+        refuse(what, f"the run waits for an activity with the id {activity_id!r} already")
     retry, priority = options.get("retry_policy"), options.get("priority", 0)
     if retry is not None and not isinstance(retry, RetryPolicy):
-        _refuse(what, f"retry_policy must be a RetryPolicy, not {type(retry).__name__}")
+        refuse(what, f"retry_policy must be a RetryPolicy, not {type(retry).__name__}")
     if type(priority) is not int:
-        _refuse(what, f"priority must be a whole number, not {priority!r}")
-    if options.get("cancellation_type", "try_cancel") not in get_args(CancellationType):
-        _refuse(what, f"cancellation_type must be one of {', '.join(get_args(CancellationType))}")
+        refuse(what, f"priority must be a whole number, not {priority!r}")
+    check_choice(options.get("cancellation_type", "try_cancel"), CancellationType, f"{what}: cancellation_type")
     encode = instance.converter.encode
     written = {key: encode(value, what=f"{what}: {key}") for key, value in kwargs.items()} if kwargs else None
     summary = check_summary(options.get("summary", ""))
@@ -325,16 +370,4 @@ def _target(activity: Any) -> _Target:  # noqa: ANN401 - judged here
     if isinstance(name, str):
         return _Target(name, None, task=True)
     message = f"{activity!r} is not an activity; decorate it with @activity.defn, or pass a Celery task or a name"
-    raise InvalidArgument(message)
-
-
-def _check_count(signature: CallSignature, count: int, what: str) -> None:
-    if count < signature.required or (count > len(signature.parameters) and signature.rest is None):
-        names = ", ".join(parameter.name for parameter in signature.parameters)
-        message = f"{what}: {count} argument(s) given, {signature.name}({names}) needs {signature.required} to {len(signature.parameters)}"
-        raise PayloadMismatch(message)
-
-
-def _refuse(what: str, reason: str) -> NoReturn:
-    message = f"{what}: {reason}"
     raise InvalidArgument(message)

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from orchestrator.core.signatures import CallSignature
 from orchestrator.errors import InvalidArgument, InvalidDefinition
 
 ID_CHARACTERS_MAX = 1000  # of workflow ids, activity ids, names of types, signals, queries and queues
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 OnException = Literal["fail", "retry_turn"]
 
@@ -52,6 +55,21 @@ class ActivityDefinition:
     signature: CallSignature
     is_async: bool
     needs_thread: bool = False  # not taken on in advance: only when a thread is free
+
+
+class WorkflowFunction(Generic[P, R]):
+    """A plain function that is a workflow: `@workflow.defn async def greet(name: str) -> str`."""
+
+    def __init__(self, fn: Callable[P, Awaitable[R]], definition: WorkflowDefinition) -> None:
+        self.fn = fn
+        self.definition = definition
+        self.__name__ = definition.name
+        self.__doc__ = fn.__doc__
+        self.__wrapped__ = fn
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+        """Run the function itself, as a part of the calling workflow."""
+        return self.fn(*args, **kwargs)
 
 
 WORKFLOWS: dict[str, WorkflowDefinition] = {}
@@ -102,6 +120,25 @@ def valid_name(what: str, value: object) -> str:
 def is_coroutine_function(fn: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine, also for callable objects and partials."""
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004 - asks about it, does not call
+
+
+def definition_of(target: Any) -> WorkflowDefinition:  # noqa: ANN401 - a workflow class, its run method or a workflow function
+    """The definition behind what people pass around as "the workflow"."""
+    if isinstance(target, WorkflowFunction):
+        return target.definition
+    definition = getattr(target, "__workflow_definition__", None)
+    if isinstance(definition, WorkflowDefinition):
+        return definition
+    message = f"{target!r} is not a workflow; pass a class or function with @workflow.defn, its run method, or a workflow's name"
+    raise InvalidArgument(message)
+
+
+def workflow_named(workflow: Any) -> tuple[str, WorkflowDefinition | None]:  # noqa: ANN401 - a class, run method, function or name
+    """The type's name and its definition; a name may be one that only other processes know."""
+    if isinstance(workflow, str):
+        return valid_name("workflow type", workflow), WORKFLOWS.get(workflow)
+    definition = definition_of(workflow)
+    return definition.name, definition
 
 
 def _place(thing: Any) -> str:  # noqa: ANN401 - any callable or class

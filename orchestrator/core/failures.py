@@ -51,6 +51,12 @@ def to_failure(error: BaseException, converter: PayloadConverter, *, depth: int 
                 retry_state=error.retry_state,
                 **common,
             )
+        case errors.ChildWorkflowError():
+            return Failure(kind="child", workflow_type=error.workflow_type, workflow_id=error.workflow_id, run_id=error.run_id, **common)
+        case errors.WorkflowAlreadyStarted():
+            return Failure("already_started", type=type(error).__name__, workflow_id=error.workflow_id, run_id=error.run_id, **common)
+        case errors.MessageNotDelivered():
+            return Failure("not_delivered", type=type(error).__name__, workflow_id=error.workflow_id, run_id=error.run_id, **common)
         case _:
             return Failure(kind="application", type=type(error).__name__, **common)
 
@@ -64,12 +70,12 @@ def to_exception(failure: Failure, converter: PayloadConverter) -> errors.Failur
 
 
 def is_cancellation(error: BaseException | None) -> bool:
-    """Whether an exception is a cancellation, an activity's failure because of one, or a group (of a TaskGroup) of nothing else."""
+    """Whether an exception is a cancellation, an activity's or child's failure because of one, or a group (of a TaskGroup) of nothing else."""
     if isinstance(error, asyncio.CancelledError | errors.CancelledError):
         return True
     if isinstance(error, BaseExceptionGroup):
         return all(is_cancellation(part) for part in error.exceptions)
-    return isinstance(error, errors.ActivityError) and is_cancellation(error.cause)
+    return isinstance(error, errors.ActivityError | errors.ChildWorkflowError) and is_cancellation(error.cause)
 
 
 def _exception(failure: Failure, details: tuple[Any, ...]) -> errors.FailureError:
@@ -89,6 +95,14 @@ def _exception(failure: Failure, details: tuple[Any, ...]) -> errors.FailureErro
                 activity_id=failure.activity_id,
                 retry_state=failure.retry_state,
             )
+        case "child":
+            return errors.ChildWorkflowError(
+                failure.message, workflow_type=failure.workflow_type, workflow_id=failure.workflow_id, run_id=failure.run_id
+            )
+        case "already_started":
+            return errors.WorkflowAlreadyStarted(failure.message, workflow_id=failure.workflow_id, run_id=failure.run_id)
+        case "not_delivered":
+            return errors.MessageNotDelivered(failure.message, workflow_id=failure.workflow_id, run_id=failure.run_id)
         case _:
             return errors.ApplicationError(
                 failure.message,

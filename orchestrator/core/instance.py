@@ -1,7 +1,7 @@
 """One run's code in memory: arrivals in, commands out; law: a function of its history, with no other input and no effect.
 
-`activate` takes one turn. What author code may ask for inside it (`schedule_activity`, `wait_condition`, ...) are the methods below it;
-`orchestrator.workflow` gives them their public names. Ordering, conditions and two-phase cancellation follow the field-tested rules of
+`activate` takes one turn. What author code may ask for inside it (`wait_condition`, `start_timer`, ...) are the methods below it, and
+`operations` what it waits for elsewhere; `orchestrator.workflow` gives them their public names. Ordering, conditions and two-phase cancellation follow the field-tested rules of
 Temporal's Python runtime (docs/ARCHITECTURE.md, "Semantics").
 """
 
@@ -10,19 +10,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-from orchestrator.core import guard, outcomes
+from orchestrator.core import guard, operations, outcomes
 from orchestrator.core.definitions import Handler, WorkflowDefinition
-from orchestrator.core.failures import to_exception
 from orchestrator.core.loop import WorkflowLoop
+from orchestrator.core.operations import Operations
 from orchestrator.core.outcomes import ContinueAsNew
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.errors import (
-    ActivityError,
-    CancelledError,
     EngineStop,
     InvalidArgument,
     PayloadError,
@@ -32,11 +29,6 @@ from orchestrator.errors import (
     TurnTooLong,
 )
 from schemas.history import (
-    ActivityCanceled,
-    ActivityCancelRequested,
-    ActivityCompleted,
-    ActivityFailed,
-    ActivityScheduled,
     Arrival,
     CancelRequested,
     Command,
@@ -50,27 +42,12 @@ from schemas.history import (
     TimerStarted,
 )
 
-__all__ = ["CancellationType", "ContinueAsNew", "Instance", "Operation"]
-
-CancellationType = Literal["try_cancel", "wait_cancellation_completed", "abandon"]
+__all__ = ["ContinueAsNew", "Instance"]
 
 BUFFERED_SIGNALS_MAX = 10_000  # signals without a handler that one run keeps
-PENDING_MAX = 10_000  # activities and timers that one run may wait for at the same time
+PENDING_MAX = 10_000  # activities, child workflows, messages and timers that one run may wait for at the same time
 CONDITION_ROUNDS_MAX = 100_000  # of conditions that come true, in one turn; two that undo each other would go on for ever
 FIRE_AT_MAX = 253_402_300_799.0  # the end of the year 9999, which is as good as never
-
-
-@dataclass(slots=True)
-class Operation:
-    """Something the run waits for: an activity. `outcome` is set once, by the arrival or by a cancellation."""
-
-    command: ActivityScheduled
-    returns: Any
-    cancellation: CancellationType
-    outcome: tuple[bool, Any] | None = None  # (succeeded, payload or exception)
-    waiter: asyncio.Future[None] | None = None
-    awaited: bool = False
-    cancel_sent: bool = False
 
 
 class Instance:
@@ -95,8 +72,8 @@ class Instance:
         self._random: random.Random | None = None
         self._main: asyncio.Task[None] | None = None
         self._seq = 0
-        self._commands: dict[tuple[str, int], Command] = {}
-        self._operations: dict[int, Operation] = {}
+        self.commands: dict[tuple[str, int], Command] = {}  # of this turn, each under what it is and its number
+        self.operations = Operations(self)
         self._timers: dict[int, tuple[float, Callable[[], None]]] = {}  # when, and what then
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._signals: dict[str, Handler] = dict(definition.signals)
@@ -123,14 +100,14 @@ class Instance:
         if not replaying:  # a replay gets the very time that was recorded
             due = (self._timers[arrival.seq][0] for arrival in arrivals if type(arrival) is TimerFired and arrival.seq in self._timers)
             at = max(at, self.loop.now, *due)
-        self.loop.now, self._commands = at, {}
+        self.loop.now, self.commands = at, {}
         try:
             self._take(arrivals)
         except BaseException:
             self.close()
             raise
         self.turn += 1
-        commands = tuple(self._commands.values())
+        commands = tuple(self.commands.values())
         if self.terminal is not None:
             commands = (*commands, self.terminal)
             if self._handlers_running:
@@ -172,7 +149,7 @@ class Instance:
         self.loop.accepting = False
         with self.loop, guard.forbidden():
             self.loop.close_tasks()
-        self._operations.clear()
+        self.operations.pending.clear()
         self._timers.clear()
         self._conditions.clear()
 
@@ -226,33 +203,10 @@ class Instance:
                 # One iteration later, so that a run that has not begun still enters its code and can catch it.
                 self.loop.call_soon(self._main.cancel)
 
-    def _activity_completed(self, arrival: ActivityCompleted) -> None:
-        self._resolve(arrival.seq, succeeded=True, value=arrival.result)
-
-    def _activity_failed(self, arrival: ActivityFailed) -> None:
-        operation = self._operations.get(arrival.seq)
-        if operation is not None:
-            cause = to_exception(arrival.failure, self.converter)
-            self._resolve(arrival.seq, succeeded=False, value=_activity_error(operation.command, arrival.retry_state, cause))
-
-    def _activity_canceled(self, arrival: ActivityCanceled) -> None:
-        operation = self._operations.get(arrival.seq)
-        if operation is not None:
-            details = (self.converter.decode(item, Any) for item in arrival.details)
-            error = _activity_error(operation.command, "cancel_requested", CancelledError("the activity was cancelled", *details))
-            self._resolve(arrival.seq, succeeded=False, value=error)
-
     def _timer_fired(self, arrival: TimerFired) -> None:
         timer = self._timers.pop(arrival.seq, None)
         if timer is not None:  # else it was cancelled while the firing was on its way
             timer[1]()
-
-    def _resolve(self, seq: int, *, succeeded: bool, value: Any) -> None:  # noqa: ANN401 - a payload or an exception
-        operation = self._operations.pop(seq, None)
-        if operation is not None and operation.outcome is None:
-            operation.outcome = (succeeded, value)
-            if operation.waiter is not None and not operation.waiter.done():
-                operation.waiter.set_result(None)
 
     def _settle(self) -> None:
         """Run author code until nothing moves: callbacks first, then conditions in the order they were set up."""
@@ -373,67 +327,21 @@ class Instance:
     def take_seq(self, call: str) -> int:
         """The next number for something to wait for, in code order; refuses where nothing may change or too much is pending."""
         self.check_writable(call)
-        if len(self._operations) + len(self._timers) >= PENDING_MAX:
+        if len(self.operations.pending) + len(self._timers) >= PENDING_MAX:
             message = (
-                f"this run already waits for {PENDING_MAX:,} activities and timers; bound the fan-out (asyncio.Semaphore), "
+                f"this run already waits for {PENDING_MAX:,} activities, child workflows and timers; bound the fan-out (asyncio.Semaphore), "
                 f"or split the work into several workflows"
             )
             raise TooManyPending(message)
         self._seq += 1
         return self._seq
 
-    def schedule_activity(self, command: ActivityScheduled, *, returns: Any, cancellation: CancellationType) -> Operation:  # noqa: ANN401 - a type annotation
-        """Ask for an activity, whose number came from `take_seq`."""
-        operation = Operation(command, returns, cancellation)
-        self._operations[command.seq] = operation
-        self._commands["activity", command.seq] = command
-        return operation
-
-    def is_pending(self, activity_id: str) -> bool:
-        """Whether the run waits for an activity of that id."""
-        return any(operation.command.activity_id == activity_id for operation in self._operations.values())
-
-    async def outcome(self, operation: Operation) -> Any:  # noqa: ANN401 - whatever the activity returns
-        """Wait for an activity. Cancelling the wait asks the activity to cancel; the wait ends when the activity's end is known."""
-        operation.awaited = True
-        while operation.outcome is None:
-            operation.waiter = self.loop.create_future()
-            try:
-                await operation.waiter
-            except asyncio.CancelledError:
-                if operation.outcome is not None:  # ended in this very moment: the cancellation is for the code around it
-                    raise
-                self.cancel_operation(operation)
-                task = asyncio.current_task()
-                if task is not None:
-                    task.uncancel()
-        succeeded, value = operation.outcome
-        if succeeded:
-            return self.converter.decode(value, operation.returns, what=f"the result of activity {operation.command.type!r}")
-        raise value
-
-    def cancel_operation(self, operation: Operation) -> None:
-        """First phase of a cancellation: tell the activity, and move on at once unless the author wants to wait for its end."""
-        if operation.outcome is not None or operation.cancel_sent:
-            return
-        operation.cancel_sent = True
-        seq = operation.command.seq
-        error = _activity_error(operation.command, "cancel_requested", CancelledError("the activity was cancelled"))
-        if self._commands.pop(("activity", seq), None) is not None:  # never left this turn: nobody has heard of it
-            self._resolve(seq, succeeded=False, value=error)
-            return
-        wait = operation.cancellation == "wait_cancellation_completed"
-        if operation.cancellation != "abandon":
-            self._commands["cancel", seq] = ActivityCancelRequested(seq=seq, wait=wait)
-        if not wait:
-            self._resolve(seq, succeeded=False, value=error)
-
     def start_timer(self, fire_at: float, fire: Callable[[], None], summary: str = "") -> int:
         """Ask for a durable timer that calls `fire`; returns its sequence number."""
         if fire_at != fire_at:  # noqa: PLR0124 - NaN is the only value that differs from itself
             raise InvalidArgument("a timer needs a number of seconds, not NaN")
         seq = self.take_seq("a timer")
-        self._commands["timer", seq] = started = TimerStarted(seq, round(min(fire_at, FIRE_AT_MAX), 3), summary)
+        self.commands["timer", seq] = started = TimerStarted(seq, round(min(fire_at, FIRE_AT_MAX), 3), summary)
         self._timers[seq] = started.fire_at, fire
         return seq
 
@@ -443,8 +351,8 @@ class Instance:
             return
         self.check_writable("cancelling a timer")
         del self._timers[seq]
-        if self._commands.pop(("timer", seq), None) is None:
-            self._commands["timer_cancel", seq] = TimerCanceled(seq=seq)
+        if self.commands.pop(("timer", seq), None) is None:
+            self.commands["timer_cancel", seq] = TimerCanceled(seq=seq)
 
     def wait_condition(self, predicate: Callable[[], bool]) -> asyncio.Future[None]:
         """A future that is done as soon as `predicate` holds at the end of a round of callbacks."""
@@ -479,22 +387,14 @@ class Instance:
             self.remarks.append(message)
 
 
-def _activity_error(command: ActivityScheduled, retry_state: str, cause: BaseException) -> ActivityError:
-    return ActivityError(
-        f"activity {command.type!r} ({command.activity_id}) did not complete: {cause}",
-        activity_type=command.type,
-        activity_id=command.activity_id,
-        retry_state=retry_state,
-        cause=cause,
-    )
+def _answer(answer: Callable[[Operations, Any], None], instance: Instance, arrival: Arrival) -> None:
+    answer(instance.operations, arrival)
 
 
 APPLY: dict[type, Callable[[Instance, Any], None]] = {
     RunStarted: Instance._start,  # noqa: SLF001 - the table belongs to the class
     SignalReceived: lambda _instance, _arrival: None,  # applied in the first pass
     CancelRequested: Instance._cancel,  # noqa: SLF001 - as above
-    ActivityCompleted: Instance._activity_completed,  # noqa: SLF001 - as above
-    ActivityFailed: Instance._activity_failed,  # noqa: SLF001 - as above
-    ActivityCanceled: Instance._activity_canceled,  # noqa: SLF001 - as above
     TimerFired: Instance._timer_fired,  # noqa: SLF001 - as above
+    **{kind: partial(_answer, answer) for kind, answer in operations.APPLY.items()},
 }

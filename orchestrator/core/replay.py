@@ -1,7 +1,7 @@
 """From a history back to an instance, and the next decision; law: `decide(definition, history) -> Decision` is pure.
 
 Replay feeds each recorded turn to the code again and compares what it asks for with what it asked for then. Kind, number, and the name and
-id of activities must agree, in order; arguments, queues, timeouts and retry policies may change between versions of the code.
+id of activities and of other workflows must agree, in order; arguments, queues, timeouts and retry policies may change between versions of the code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,20 @@ from orchestrator.core.definitions import WorkflowDefinition
 from orchestrator.core.instance import Instance
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.errors import Divergence, HistoryTooNew
-from schemas.history import CLOSES, FLAGS_NOW, TERMINALS, ActivityScheduled, Arrival, Close, Command, Terminal, Turn
+from schemas.history import (
+    CLOSES,
+    FLAGS_NOW,
+    TERMINALS,
+    ActivityScheduled,
+    Arrival,
+    CancelSent,
+    ChildScheduled,
+    Close,
+    Command,
+    SignalSent,
+    Terminal,
+    Turn,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,12 @@ def identity(command: Command | Close) -> tuple[object, ...]:
     """What must not change between versions of the code."""
     if isinstance(command, ActivityScheduled):
         return command.kind, command.seq, command.type, command.activity_id
+    if isinstance(command, ChildScheduled):
+        return command.kind, command.seq, command.type, command.workflow_id, command.announced
+    if isinstance(command, SignalSent):
+        return command.kind, command.seq, command.workflow_id, command.name
+    if isinstance(command, CancelSent):
+        return command.kind, command.seq, command.workflow_id
     if isinstance(command, (*TERMINALS, *CLOSES)):
         return (command.kind,)
     return command.kind, command.seq
@@ -88,5 +107,12 @@ def describe(command: Command | Close | None) -> str:
         return "nothing"
     if isinstance(command, ActivityScheduled):
         return f"activity {command.type!r} (id {command.activity_id}, number {command.seq})"
+    if isinstance(command, ChildScheduled):
+        announced = ", started and awaited apart" if command.announced else ""
+        return f"child workflow {command.type!r} (id {command.workflow_id}, number {command.seq}{announced})"
+    if isinstance(command, SignalSent):
+        return f"signal {command.name!r} to workflow {command.workflow_id} (number {command.seq})"
+    if isinstance(command, CancelSent):
+        return f"cancel request to workflow {command.workflow_id} (number {command.seq})"
     words = command.kind.replace("_", " ")
     return words if isinstance(command, (*TERMINALS, *CLOSES)) else f"{words} (number {command.seq})"

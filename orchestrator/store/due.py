@@ -23,6 +23,7 @@ SELECT min(at) FROM (
     UNION ALL SELECT min(due_at) FROM activities WHERE state = 'queued' AND task
     UNION ALL SELECT min(due_at) FROM activities WHERE state = 'queued' AND NOT task AND due_at > {now}
     UNION ALL SELECT min(deadline_at) FROM activities WHERE deadline_at IS NOT NULL
+    UNION ALL SELECT min(orphaned_at) FROM child_workflows WHERE orphaned_at IS NOT NULL
 ) AS dues
 """
 _FORGOTTEN = """
@@ -47,20 +48,22 @@ def fire_timers(tx: Transaction, batch_max: int) -> FiredTimers:
     if not due:
         return FiredTimers(0, frozenset())
     run_ids = sorted({run_id for run_id, _, _ in due})
-    runs.lock(tx, run_ids)  # runs before what belongs to them, as everywhere
+    closing = sorted({run_id for run_id, kind, _ in due if kind == "run_timeout"})
+    runs.lock(tx, [*run_ids, *runs.parents(tx, closing)])  # runs before what belongs to them, as everywhere
     taken = sorted(tx.run_rows(_TAKE, due), key=lambda row: (row[3], row[0], row[2]))
     items: list[tuple[str, Arrival, str | None]] = [(run_id, TimerFired(seq), None) for run_id, kind, seq, _ in taken if kind == "timer"]
     runs.deliver(tx, items)
     timed_out = {run_id: fire_at for run_id, kind, _, fire_at in taken if kind == "run_timeout"}
+    told: set[str] = set()
     for run_id, started_at in tx.run(_STARTED, run_ids=list(timed_out)) if timed_out else []:
-        runs.close_from_outside(tx, run_id, RunTimedOut(round(timed_out[run_id] - started_at, 3)))
+        told |= runs.close_from_outside(tx, run_id, RunTimedOut(round(timed_out[run_id] - started_at, 3))) or set()
     # A `ready` timer has nothing to deliver: the run is claimable from now on, and somebody must say so.
     queues = tx.run(_QUEUES, run_ids=[run_id for run_id, kind, _, _ in taken if kind != "run_timeout"])
-    return FiredTimers(len(taken), frozenset(queue for (queue,) in queues))
+    return FiredTimers(len(taken), frozenset(queue for (queue,) in queues) | told)
 
 
 def next_due_at(tx: Transaction) -> float | None:
-    """When `fire_timers`, `activities.expired`, `activities.to_publish` or `came_due` will next have something; perhaps already."""
+    """When `fire_timers`, `activities.expired`, `activities.to_publish`, `relations.part` or `came_due` will next have something; perhaps already."""
     at: float | None = tx.run(_NEXT_DUE)[0][0]
     return at
 

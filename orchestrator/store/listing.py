@@ -53,6 +53,17 @@ def delete(tx: Transaction, run_id: str) -> bool:
     return True
 
 
+def children(tx: Transaction, run_id: str, limit: int = PAGE_MAX) -> list[RunDescription]:
+    """The runs of the child workflows that a run has started, open and closed, the oldest first, at most `limit`."""
+    rows = tx.run(
+        f"SELECT {RUN_COLUMNS} FROM runs r LEFT JOIN run_payloads p ON p.run_id = r.run_id WHERE r.parent_run_id = :run_id"  # noqa: S608 - our own words
+        " ORDER BY r.started_at, r.run_id LIMIT :most",
+        run_id=run_id,
+        most=min(limit, PAGE_MAX),
+    )
+    return [documents.described(row) for row in rows]
+
+
 def pending_activities(tx: Transaction, run_id: str) -> list[PendingActivity]:
     """The unresolved activities of a run, in the order they were scheduled."""
     return [documents.pending(row) for row in tx.run(_ACTIVITIES, run_id=run_id)]

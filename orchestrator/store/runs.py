@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from orchestrator.errors import DatabaseUnavailable
-from orchestrator.store import documents, hints
+from orchestrator.store import documents, family, hints
 from orchestrator.store.documents import RUN_COLUMNS
+from orchestrator.store.family import End
 from orchestrator.store.hints import Woken
 from orchestrator.store.transaction import Row, Sender, Transaction, Unmet
 from schemas.history import FLAGS_NOW, Arrival, Close, Failure, Json, RunTerminated, Turn
@@ -21,7 +22,8 @@ HISTORY_PAGE_MAX = 1000  # turns
 _INSERT = """
 INSERT INTO runs (run_id, workflow_id, type, queue, status, priority, epoch, turn, ready, ready_at, turn_failures, started_at, attempt,
                   history_events, deadline_at, parent_id, parent_run_id, continued_from, first_run_id)
-SELECT v.run_id, v.workflow_id, v.type, v.queue, 'running', v.priority, 0, 0, true, {now} + v.delay_s, 0, {now}, v.attempt, 0,
+SELECT v.run_id, v.workflow_id, v.type, v.queue, 'running',
+       coalesce(v.priority, (SELECT o.priority FROM runs o WHERE o.run_id = coalesce(v.continued_from, v.parent_run_id)), 0), 0, 0, true, {now} + v.delay_s, 0, {now}, v.attempt, 0,
        nullif({least}(coalesce({now} + v.delay_s + v.run_timeout_s, 1e18), coalesce(v.execution_deadline_at, 1e18)), 1e18),
        v.parent_id, v.parent_run_id, v.continued_from, v.first_run_id
 FROM {rows run_id:text, workflow_id:text, type:text, queue:text, priority:int, delay_s:float, attempt:int, run_timeout_s:float,
@@ -61,12 +63,13 @@ WHERE {in workflow_id :workflow_ids} AND status <> 'running'
   AND started_at = (SELECT max(m.started_at) FROM runs m WHERE m.workflow_id = runs.workflow_id AND m.status <> 'running')
 ORDER BY run_id
 """
-_OPEN_OF = "SELECT workflow_id, run_id FROM runs WHERE {in workflow_id :workflow_ids} AND status = 'running' ORDER BY run_id {lock}"
+_OPEN_OF = "SELECT workflow_id, run_id FROM runs WHERE {in workflow_id :workflow_ids} AND status = 'running' ORDER BY run_id"
+_PARENTS = "SELECT DISTINCT parent_run_id FROM runs WHERE {in run_id :run_ids} AND parent_run_id IS NOT NULL"
 _EXISTING = "SELECT run_id, status FROM runs WHERE {in run_id :run_ids}"
 _LOCK = "SELECT 1 FROM runs WHERE {in run_id :run_ids} ORDER BY run_id {lock}"
 _WAKE = """
 UPDATE runs SET ready_at = CASE WHEN ready THEN {least}(ready_at, {now}) ELSE {now} END, ready = true
-WHERE {in run_id :run_ids} AND status = 'running' RETURNING run_id
+WHERE {in run_id :run_ids} AND status = 'running' RETURNING run_id, queue
 """
 _RESOLVE_RUN = "SELECT run_id, status, queue, type FROM runs WHERE run_id = :run_id AND workflow_id = :workflow_id"
 _RESOLVE_LATEST = """
@@ -76,7 +79,7 @@ ORDER BY CASE WHEN status = 'running' THEN 0 ELSE 1 END, started_at DESC, run_id
 _CLOSE = """
 UPDATE runs SET status = :status, closed_at = {now}, epoch = epoch + 1, turn = turn + 1, ready = false, owner = NULL, turn_failures = 0,
                 history_events = history_events + 1
-WHERE run_id = :run_id AND status = 'running' RETURNING turn, queue
+WHERE run_id = :run_id AND status = 'running' RETURNING turn, first_run_id
 """
 _CLOSING_TURN = """
 INSERT INTO turns (run_id, turn, at, flags, worker, build, events) VALUES (:run_id, :turn, {now}, :flags, '', '', :events)
@@ -203,13 +206,18 @@ def deliver(tx: Transaction, items: Sequence[tuple[str, Arrival, str | None]]) -
 
     An arrival whose dedup key waits in the inbox already is dropped. Arrivals of one run keep their order.
     """
+    return set(deliver_to(tx, items))
+
+
+def deliver_to(tx: Transaction, items: Sequence[tuple[str, Arrival, str | None]]) -> dict[str, str]:
+    """As `deliver`; return the queues of the open runs by their ids."""
     if not items:
-        return set()
+        return {}
     run_ids = sorted({run_id for run_id, _, _ in items})
     lock(tx, run_ids)
     woken = tx.send(_WAKE, run_ids=run_ids)
     _insert_arrivals(tx, items)
-    return {run_id for (run_id,) in woken.rows()}
+    return dict(woken.rows())
 
 
 def resolve(tx: Transaction, workflow_id: str, run_id: str | None = None) -> tuple[str, Status, str, str] | None:
@@ -221,21 +229,25 @@ def resolve(tx: Transaction, workflow_id: str, run_id: str | None = None) -> tup
     return (rows[0][0], Status(rows[0][1]), rows[0][2], rows[0][3]) if rows else None
 
 
-def close_from_outside(tx: Transaction, run_id: str, close: Close) -> str | None:
-    """End an open run without asking its code; return its queue, or None if it was not open.
+def close_from_outside(tx: Transaction, run_id: str, close: Close) -> set[str] | None:
+    """End an open run without asking its code; return the queues to ring for it, or None if it was not open.
 
-    The event becomes a turn of its own, and the raised epoch makes whatever a worker is doing for the run come to nothing.
+    The event becomes a turn of its own, and the raised epoch makes whatever a worker is doing for the run come to nothing. Its parent is told;
+    its children are seen to later (`relations.part`). Whoever closes several locks them and their `parents` before.
     """
+    lock(tx, [run_id, *parents(tx, [run_id])])
     status = Status.TERMINATED if isinstance(close, RunTerminated) else Status.TIMED_OUT
     closed = tx.run(_CLOSE, run_id=run_id, status=status.value)
     if not closed:
         return None
-    turn, queue = closed[0]
+    turn, first_run_id = closed[0]
+    failure = _failure_of(close)
     tx.send(_CLOSING_TURN, run_id=run_id, turn=turn, flags=int(FLAGS_NOW), events=documents.dump([close]))
-    record_outcomes(tx, [(run_id, None, _failure_of(close), None)])
+    record_outcomes(tx, [(run_id, None, failure, None)])
     hints.give(tx, tx.dialect, [run_id])
     clear(tx, [run_id])
-    return str(queue)
+    family.orphan(tx, [run_id])
+    return set(deliver_to(tx, family.reports(tx, {first_run_id: End(run_id, failure=failure)})).values())
 
 
 def record_outcomes(tx: Sender, outcomes: Sequence[tuple[str, Json, Failure | None, str | None]]) -> None:
@@ -260,6 +272,11 @@ def lock(tx: Transaction, run_ids: Iterable[str]) -> None:
     """Lock runs in the order of their ids; on SQLite the transaction has the whole file."""
     if tx.dialect != "sqlite":
         tx.send(_LOCK, run_ids=list(run_ids))
+
+
+def parents(tx: Transaction, run_ids: Sequence[str]) -> list[str]:
+    """The runs that these were started by; they never change."""
+    return [run_id for (run_id,) in tx.run(_PARENTS, run_ids=list(run_ids))] if run_ids else []
 
 
 def describe(tx: Transaction, run_id: str) -> RunDescription | None:
@@ -317,7 +334,8 @@ def _judge_conflicts(tx: Transaction, new: Sequence[NewRun], positions: Sequence
     if not positions:
         return {}
     starts = [new[position].started for position in positions]
-    opened = {workflow_id: run_id for workflow_id, run_id in tx.run(_OPEN_OF, workflow_ids=[s.workflow_id for s in starts])}  # noqa: C416
+    strict = all(new[position].conflict is IdConflictPolicy.FAIL for position in positions)
+    opened = _opened(tx, [s.workflow_id for s in starts], locked=not strict)
     existing = {run_id: Status(status) for run_id, status in tx.run(_EXISTING, run_ids=[s.run_id for s in starts])}
     outcomes: dict[int, StartOutcome] = {}
     signals: list[tuple[str, Arrival, str | None]] = []
@@ -338,6 +356,15 @@ def _judge_conflicts(tx: Transaction, new: Sequence[NewRun], positions: Sequence
             outcomes[position] = StartOutcome(open_run, created=False)
     deliver(tx, signals)
     return outcomes
+
+
+def _opened(tx: Transaction, workflow_ids: Sequence[str], *, locked: bool) -> dict[str, str]:
+    """The open run of each workflow id, with a lock if it is to be touched; without those that opened while we locked."""
+    opened: dict[str, str] = dict(tx.run(_OPEN_OF, workflow_ids=list(workflow_ids)))
+    if not locked or not opened or tx.dialect == "sqlite":
+        return opened
+    lock(tx, [*opened.values(), *parents(tx, list(opened.values()))])
+    return {id_: run_id for id_, run_id in tx.run(_OPEN_OF, workflow_ids=list(workflow_ids)) if opened.get(id_) == run_id}
 
 
 def _insert_arrivals(tx: Sender, items: Sequence[tuple[str, Arrival, str | None]], sentence: str = _INSERT_ARRIVALS) -> None:

@@ -34,6 +34,7 @@ class RunTable(SQLModel, table=True):
         partial("runs_ready", "queue", text("priority DESC"), "ready_at", where="ready"),
         partial("runs_owned", "owner", where="owner IS NOT NULL"),
         Index("runs_by_start", "started_at", "run_id"),
+        partial("runs_by_parent", "parent_run_id", "started_at", where="parent_run_id IS NOT NULL"),
         partial("runs_stuck", "queue", where="turn_failures > 0"),
         CLUSTERED,
     )
@@ -148,6 +149,24 @@ class ActivityTable(SQLModel, table=True):
     publishes: int = Field(sa_type=Integer)
     cancel_requested: bool = Field(sa_type=Boolean)
     detached: bool = Field(sa_type=Boolean)
+
+
+class ChildWorkflowTable(SQLModel, table=True):
+    """Child workflows that have not ended, and whose parent has not closed or whose policy is still to be applied."""
+
+    __tablename__ = "child_workflows"
+    __table_args__: ClassVar[Any] = (
+        Index("child_workflows_by_first_run", "first_run_id", unique=True),
+        partial("child_workflows_orphaned", "orphaned_at", where="orphaned_at IS NOT NULL"),
+        CLUSTERED,
+    )
+
+    run_id: str = Field(sa_type=Text, primary_key=True)  # the parent's
+    seq: int = Field(sa_type=Integer, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    workflow_id: str = Field(sa_type=Text)
+    first_run_id: str = Field(sa_type=Text)
+    parent_close: str = Field(sa_type=Text)
+    orphaned_at: float | None = Field(sa_type=Float(53))  # when the parent closed
 
 
 class TimerTable(SQLModel, table=True):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.store import documents, hints, runs
+from orchestrator.store import documents, hints, relations, runs
+from orchestrator.store.relations import Delivered
 from orchestrator.store.transaction import Reply, Row, Sender, Transaction
 from schemas.history import ActivityCanceled, ActivityCancelRequested, Arrival, TimerCanceled, TimerStarted, Turn
 from schemas.runs import ClaimedRun, Committed, InboxEntry, NewRun, Status, TurnCommit, TurnFailure
@@ -164,21 +165,27 @@ def load(tx: Transaction, after_turns: Mapping[str, int]) -> dict[str, list[Turn
 def is_single(turns: Sequence[TurnCommit]) -> bool:
     """Whether these turns can be committed by a single transaction."""
     return not any(
-        turn.continued_as is not None or any(isinstance(command, ActivityCancelRequested) for command in turn.commands) for turn in turns
+        turn.continued_as is not None or turn.related or any(isinstance(command, ActivityCancelRequested) for command in turn.commands)
+        for turn in turns
     )
 
 
-def commit(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, republish_s: float = 5.0) -> Committed:
+def commit(
+    tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, beside: Sequence[str] = (), republish_s: float = 5.0
+) -> Committed:
     """Write turns of different runs with a handful of statements; return the runs whose turn was lost, of which nothing is written.
 
     A turn is lost when its epoch is not the run's any more, when an activity it settles is not this worker's any more, and, if it
     closes the run, when something new has arrived meanwhile: then the run is claimable at once. Must be the first thing that the
-    transaction writes, because a loser makes it start over. A single transaction (see `is_single`) raises Unmet instead of naming losers.
+    transaction writes, because a loser makes it start over; `beside` are other runs that it will write to, locked with these. A single
+    transaction (see `is_single`) raises Unmet instead of naming losers.
     The messages of Celery tasks are left to the caller; beat sends them after republish_s seconds if nobody has started them by then.
     """
     assert len({turn.run_id for turn in turns}) == len(turns), "one commit holds at most one turn of a run"
     standing = sorted(turns, key=lambda turn: turn.run_id)
     lost: set[str] = set()
+    related = any(turn.related for turn in turns)
+    targets = relations.lock(tx, beside, turns) if related else {}
     while standing:
         losers = _write(tx, standing, worker=worker, build=build, republish_s=republish_s)
         if not losers:
@@ -186,15 +193,16 @@ def commit(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
         tx.start_over()  # everything was written in the hope that all fences hold; that is nearly always so
         lost |= losers
         standing = [turn for turn in standing if turn.run_id not in losers]
-        runs.lock(tx, [turn.run_id for turn in turns])
+        targets = relations.lock(tx, beside, turns)
     if tx.single:
         return Committed()
     _cancel_activities(tx, standing)
     for turn in standing:
         if turn.continued_as is not None:
             _continue(tx, turn.continued_as)
+    delivered = relations.deliver(tx, standing, targets) if related else Delivered()
     tx.send_rows(_GIVE_BACK, sorted((turn.run_id, turn.epoch) for turn in turns if turn.run_id in lost), worker=worker)
-    return Committed(frozenset(lost))
+    return Committed(frozenset(lost), delivered.queues, delivered.orphans)
 
 
 def fail_turns(tx: Transaction, failures: Sequence[TurnFailure]) -> set[str]:

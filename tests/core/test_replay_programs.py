@@ -13,12 +13,24 @@ import hypothesis
 from hypothesis import strategies as st
 
 from orchestrator import workflow
-from orchestrator.errors import ActivityError
-from schemas.history import ActivityCancelRequested, ActivityScheduled, Arrival, TimerCanceled, TimerStarted
-from tests.core.twin import Twin, cancel, canceled, done, failed, fired, signal
+from orchestrator.errors import ActivityError, ChildWorkflowError, MessageNotDelivered, WorkflowAlreadyStarted
+from schemas.history import (
+    ActivityCancelRequested,
+    ActivityScheduled,
+    Arrival,
+    CancelSent,
+    ChildCancelRequested,
+    ChildScheduled,
+    ChildStarted,
+    SignalSent,
+    TimerCanceled,
+    TimerStarted,
+)
+from tests.core.twin import Twin, begun, cancel, canceled, delivered, done, failed, fired, grown, lost, signal, taken, undelivered
 
 TURNS_MAX = 25
 CANCELLATIONS = ("try_cancel", "wait_cancellation_completed", "abandon")
+CHILD_CANCELLATIONS = (*CANCELLATIONS, "wait_cancellation_requested")
 
 Step = list[Any]
 
@@ -35,7 +47,7 @@ class Interpreter:
     async def run(self, program: Step) -> list[str]:
         try:
             await self.take(program)
-        except (ActivityError, TimeoutError, ExceptionGroup) as error:
+        except (ActivityError, ChildWorkflowError, WorkflowAlreadyStarted, TimeoutError, ExceptionGroup) as error:
             if workflow.is_cancellation(error):
                 raise
             self.log.append(type(error).__name__)
@@ -91,6 +103,34 @@ class Interpreter:
         except ActivityError as error:
             self.log.append(error.retry_state)
 
+    async def child(self, cancellation: Any, announced: bool) -> None:
+        try:
+            if announced:
+                handle = await workflow.start_child_workflow("kid", len(self.log), cancellation_type=cancellation)
+                self.log.append(handle.first_execution_run_id)
+                self.log.append(str(await handle))
+            else:
+                await workflow.execute_child_workflow("kid", len(self.log), cancellation_type=cancellation)
+        except WorkflowAlreadyStarted as error:
+            self.log.append(error.workflow_id)
+
+    async def disown(self, rounds: int, cancellation: Any) -> None:
+        handle = await workflow.start_child_workflow("disowned", cancellation_type=cancellation)
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        handle.cancel("disowned")
+        try:
+            await handle
+        except ChildWorkflowError as error:
+            self.log.append(type(error.cause).__name__)
+
+    async def tell(self, cancels: bool) -> None:
+        other = workflow.get_external_workflow_handle("other")
+        try:
+            await (other.cancel("enough") if cancels else other.signal("word", len(self.log)))
+        except MessageNotDelivered as error:
+            self.log.append(error.workflow_id)
+
     async def locked(self, step: Step) -> None:
         async with self.lock:
             await self.take(step)
@@ -129,6 +169,9 @@ SIMPLE = st.one_of(
     st.sampled_from([0, 1, 30]).map(lambda seconds: ["sleep", seconds]),
     st.tuples(st.integers(0, 4), st.sampled_from([None, 5])).map(lambda pair: ["until", *pair]),
     st.tuples(st.integers(0, 2), st.sampled_from(CANCELLATIONS)).map(lambda pair: ["abort", *pair]),
+    st.tuples(st.sampled_from(CHILD_CANCELLATIONS), st.booleans()).map(lambda pair: ["child", *pair]),
+    st.tuples(st.integers(0, 2), st.sampled_from(CHILD_CANCELLATIONS)).map(lambda pair: ["disown", *pair]),
+    st.booleans().map(lambda cancels: ["tell", cancels]),
 )
 PROGRAMS = st.recursive(SIMPLE, composed, max_leaves=10)
 
@@ -141,6 +184,9 @@ class World:
         self.activities: dict[int, bool] = {}  # number -> cancellation requested
         self.timers: dict[int, float] = {}
         self.gone: list[int] = []
+        self.born: list[int] = []  # children whose start is to be told
+        self.children: dict[int, bool] = {}  # that may end -> cancellation requested
+        self.messages: list[int] = []
 
     def note(self) -> None:
         for command in self.run.history[-1].commands:
@@ -152,6 +198,16 @@ class World:
                 case ActivityCancelRequested(seq=seq):
                     self.activities.pop(seq)
                     self.gone.append(seq)
+                case ChildScheduled(seq=seq, announced=announced):
+                    if announced:
+                        self.born.append(seq)
+                    else:
+                        self.children[seq] = False
+                case ChildCancelRequested(seq=seq):
+                    if seq in self.children:
+                        self.children[seq] = True
+                case SignalSent(seq=seq) | CancelSent(seq=seq):
+                    self.messages.append(seq)
                 case TimerStarted(seq=seq, fire_at=fire_at):
                     self.timers[seq] = fire_at
                 case TimerCanceled(seq=seq):
@@ -159,11 +215,16 @@ class World:
 
     def arrival(self, data: st.DataObject) -> Arrival:
         kinds = ["signal", "signal", *(["activity"] * 4 if self.activities else []), *(["timer"] * 3 if self.timers else [])]
+        kinds += ["child"] * 3 if self.children else []
+        kinds += ["birth"] * 4 if self.born else []
+        kinds += ["answer"] * 4 if self.messages else []
         kind = data.draw(st.sampled_from([*kinds, "cancel", *(["late"] if self.gone else [])]))
         if kind == "activity":
             seq = data.draw(st.sampled_from(sorted(self.activities)))
             ends: list[Arrival] = [done(seq, "ok"), done(seq, "ok"), failed(seq), *([canceled(seq)] if self.activities.pop(seq) else [])]
             return data.draw(st.sampled_from(ends))
+        if kind in {"child", "birth", "answer"}:
+            return self.news(kind, data)
         if kind == "timer":
             seq = min(self.timers, key=lambda seq: (self.timers[seq], seq))
             self.timers.pop(seq)
@@ -171,6 +232,24 @@ class World:
         if kind == "late":
             return done(data.draw(st.sampled_from(self.gone)), "late")
         return cancel() if kind == "cancel" else signal("up", data.draw(st.integers(1, 2)))
+
+    def news(self, kind: str, data: st.DataObject) -> Arrival:
+        """Of other runs."""
+        if kind == "answer":
+            seq = self.messages.pop(0)
+            answers: list[Arrival] = [delivered(seq), delivered(seq), undelivered(seq)]
+            return data.draw(st.sampled_from(answers))
+        if kind == "birth":
+            seq = self.born.pop(0)
+            starts: list[Arrival] = [begun(seq), begun(seq), taken(seq)]
+            start = data.draw(st.sampled_from(starts))
+            if isinstance(start, ChildStarted):
+                self.children[seq] = False
+            return start
+        seq = data.draw(st.sampled_from(sorted(self.children)))
+        asked = self.children.pop(seq)
+        ends: list[Arrival] = [grown(seq, "ok"), grown(seq, "ok"), lost(seq), lost(seq, "canceled" if asked else "terminated")]
+        return data.draw(st.sampled_from(ends))
 
 
 @hypothesis.settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))

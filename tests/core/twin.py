@@ -19,13 +19,23 @@ from schemas.history import (
     ActivityScheduled,
     Arrival,
     CancelRequested,
+    CancelSent,
+    ChildCancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    ChildScheduled,
+    ChildStarted,
+    ChildStartFailed,
     Close,
     Command,
     Failure,
+    MessageDelivered,
+    MessageFailed,
     RunCompleted,
     RunFailed,
     RunStarted,
     SignalReceived,
+    SignalSent,
     Terminal,
     TimerCanceled,
     TimerFired,
@@ -114,6 +124,30 @@ def canceled(seq: int) -> ActivityCanceled:
     return ActivityCanceled(seq)
 
 
+def begun(seq: int, run_id: str = "child-run") -> ChildStarted:
+    return ChildStarted(seq, run_id)
+
+
+def taken(seq: int, workflow_id: str = "taken") -> ChildStartFailed:
+    return ChildStartFailed(seq, Failure("already_started", f"{workflow_id} is running", workflow_id=workflow_id, run_id="r-0"))
+
+
+def grown(seq: int, result: Any = None) -> ChildCompleted:
+    return ChildCompleted(seq, CONVERTER.encode(result, what="result"), "child-run")
+
+
+def lost(seq: int, kind: Any = "application", message: str = "broken") -> ChildFailed:
+    return ChildFailed(seq, Failure(kind, message), "child-run")
+
+
+def delivered(seq: int) -> MessageDelivered:
+    return MessageDelivered(seq, "other-run")
+
+
+def undelivered(seq: int, workflow_id: str = "nobody") -> MessageFailed:
+    return MessageFailed(seq, Failure("not_delivered", f"{workflow_id} is not open", workflow_id=workflow_id))
+
+
 def fired(seq: int) -> TimerFired:
     return TimerFired(seq)
 
@@ -131,7 +165,13 @@ def _word(command: Command) -> str:
     match command:
         case ActivityScheduled():
             return f"run {command.type} #{command.seq}"
-        case ActivityCancelRequested():
+        case ChildScheduled():
+            return f"child {command.type} #{command.seq}"
+        case SignalSent():
+            return f"signal {command.workflow_id} {command.name} #{command.seq}"
+        case CancelSent():
+            return f"cancel {command.workflow_id} #{command.seq}"
+        case ActivityCancelRequested() | ChildCancelRequested():
             return f"cancel #{command.seq}"
         case TimerStarted():
             return f"timer #{command.seq}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from orchestrator import workflow
-from orchestrator.errors import ActivityError, WorkerLost
-from orchestrator.workflow import RetryPolicy
+from orchestrator.errors import ActivityError, ChildWorkflowError, MessageNotDelivered, WorkerLost, WorkflowAlreadyStarted
+from orchestrator.workflow import ChildCancellationType, ParentClosePolicy, RetryPolicy
 from tests.simulation import corpus_activities as acts
 from tests.simulation.corpus_activities import SIDE_QUEUE, TASK
 
@@ -205,3 +205,125 @@ async def stuck(value: int) -> int:
     if not World.mended:
         raise RuntimeError("to be mended")
     return await workflow.execute_activity(acts.add, args=[value, 1], retry_policy=FAST)
+
+
+@workflow.defn(name="sim.family")
+async def family(width: int, where: list[str | None]) -> int:
+    """Children on several queues; each chain has an end of its own."""
+    kinds = (sequence, fan, elsewhere)
+    children = [
+        workflow.execute_child_workflow(kinds[n % 3], n % 3 + 1, queue=where[n % len(where)], id=f"{workflow.info().workflow_id}/{n}")
+        for n in range(width)
+    ]
+    children.append(workflow.execute_child_workflow(again, args=[3, 0], id=f"{workflow.info().workflow_id}/again"))
+    return sum(await asyncio.gather(*children))
+
+
+@workflow.defn(name="sim.conversation")
+async def conversation(words: int) -> list[int]:
+    """Signals to a child, one after the other and all at once: none is lost, none comes twice, those in a row stay in order."""
+    child = await workflow.start_child_workflow(Collect.run, 2 * words, queue=SIDE_QUEUE, id=f"{workflow.info().workflow_id}/listener")
+    for word in range(words):
+        await child.signal(Collect.put, word)
+    await asyncio.gather(*(workflow.get_external_workflow_handle(child.id).signal(Collect.put, words + word) for word in range(words)))
+    heard = await child
+    try:
+        await child.signal(Collect.put, -1)
+    except MessageNotDelivered:
+        return heard
+    return []
+
+
+@workflow.defn(name="sim.ping")
+class Ping:
+    """Two of these signal each other in turns."""
+
+    def __init__(self) -> None:
+        self.balls = 0
+
+    @workflow.run
+    async def run(self, partner: str | None, rounds: int) -> int:
+        child = None
+        if partner is None:
+            partner = f"{workflow.info().workflow_id}/pong"
+            child = await workflow.start_child_workflow(Ping.run, args=[workflow.info().workflow_id, rounds], id=partner, queue=SIDE_QUEUE)
+            self.balls = 1
+        for _ in range(rounds):
+            await workflow.wait_condition(lambda: self.balls > 0)
+            self.balls -= 1
+            await workflow.get_external_workflow_handle(partner).signal(Ping.ball)
+        return rounds if child is None else await child
+
+    @workflow.signal
+    def ball(self) -> None:
+        self.balls += 1
+
+
+@workflow.defn(name="sim.ward")
+class Ward:
+    """Waits to be told to go, or cancelled; cleans up."""
+
+    def __init__(self) -> None:
+        self.released = False
+
+    @workflow.run
+    async def run(self) -> str:
+        try:
+            await workflow.wait_condition(lambda: self.released)
+        except asyncio.CancelledError:
+            await workflow.execute_activity(acts.add, args=[1, 1], retry_policy=FAST)
+            raise
+        return "released"
+
+    @workflow.signal
+    def release(self) -> None:
+        self.released = True
+
+
+@workflow.defn(name="sim.household")
+class Household:
+    """A child with children, one of each policy; what becomes of them is told by how the head ends."""
+
+    @workflow.run
+    async def run(self, depth: int, how: str) -> str:
+        me = workflow.info().workflow_id
+        policies: tuple[ParentClosePolicy, ...] = ("terminate", "request_cancel", "abandon")
+        for policy in policies:
+            limit_s = 30.0 if policy == "abandon" else None
+            await workflow.start_child_workflow(
+                Ward.run,
+                id=f"{me}/{policy}",
+                parent_close_policy=policy,
+                queue=SIDE_QUEUE,
+                run_timeout=limit_s,
+            )
+        if depth:
+            return await workflow.execute_child_workflow(Household.run, args=[depth - 1, "wait"], id=f"{me}/household")
+        if how == "wait":
+            await workflow.sleep(10_000)
+        return how
+
+
+@workflow.defn(name="sim.canceled_family")
+async def canceled_family(how: ChildCancellationType) -> str:
+    ward = f"{workflow.info().workflow_id}/ward"
+    try:
+        await workflow.execute_child_workflow(Ward.run, id=ward, queue=SIDE_QUEUE, cancellation_type=how)
+    except ChildWorkflowError as error:
+        if not workflow.is_cancellation(error):
+            return "otherwise"
+        raise
+    return "impossible"
+
+
+@workflow.defn(name="sim.twice")
+async def twice() -> list[str]:
+    """The same id for two children at once: one of them cannot be."""
+
+    async def one() -> str:
+        try:
+            return str(await workflow.execute_child_workflow(sequence, 3, id=f"{workflow.info().workflow_id}/same"))
+        except WorkflowAlreadyStarted:
+            return "taken"
+
+    return sorted(await asyncio.gather(one(), one()))

@@ -16,7 +16,7 @@ from schemas.history import ActivityCanceled, ActivityFailed, ActivityScheduled,
 from schemas.runs import IdConflictPolicy, IdReusePolicy, Status
 from tests.laws import Run, events_of
 from tests.simulation import corpus_workflows as corpus
-from tests.simulation.corpus_activities import MAIN_QUEUE
+from tests.simulation.corpus_activities import MAIN_QUEUE, SIDE_QUEUE
 from tests.simulation.faults import SimulatedCrash
 from tests.simulation.processes import Process
 from tests.simulation.world import World
@@ -32,6 +32,7 @@ class Ended:
     chain: list[Run]
     failure: Failure | None
     world: World
+    family: list[Run]  # the runs of its children and their children
 
     @property
     def outcome(self) -> tuple[Status, Any]:
@@ -229,6 +230,74 @@ def replaced(chance: Random) -> Scenario:
     )
 
 
+def family(chance: Random) -> Scenario:
+    width = chance.randint(1, 7)
+    each = {0: sum(range(1)), 1: sum(2 * n for n in range(2)), 2: 5}
+    right = completed(sum(each[n % 3] for n in range(width)) + 6)
+    return Scenario("family", corpus.family, [width, [chance.choice((None, MAIN_QUEUE, SIDE_QUEUE)) for _ in range(3)]], right)
+
+
+def conversation(chance: Random) -> Scenario:
+    words = chance.randint(1, 5)
+
+    def right(ended: Ended) -> bool:
+        heard = ended.last.result
+        return ended.last.status is Status.COMPLETED and sorted(heard) == list(range(2 * words)) and heard[:words] == list(range(words))
+
+    return Scenario("conversation", corpus.conversation, [words], right)
+
+
+def ping(chance: Random) -> Scenario:
+    rounds = chance.randint(1, 6)
+    return Scenario("ping", corpus.Ping, [None, rounds], completed(rounds))
+
+
+def household(chance: Random) -> Scenario:
+    """A family whose head is ended: nobody is forgotten, nobody is ended who was let go."""
+    how = chance.choice(("terminate", "time out", "cancel", "return"))
+    acts = [Act(chance.uniform(0.0, 9.0), HOW[how])] if how in HOW else []
+    options = {"run_timeout": chance.uniform(0.5, 9.0)} if how == "time out" else {}
+    depth = 0 if how == "return" else chance.randint(0, 2)
+
+    def right(ended: Ended) -> bool:
+        head = {"terminate": Status.TERMINATED, "time out": Status.TIMED_OUT, "cancel": Status.CANCELED, "return": Status.COMPLETED}[how]
+        return ended.last.status is head and all(allowed(run) for run in ended.family)
+
+    def allowed(run: Run) -> bool:
+        fate = FATES[run.workflow_id.rpartition("/")[2]]
+        # Who cancels a start that is not known yet cancels the child, whatever its policy.
+        return run.status in (fate | {Status.CANCELED} if how == "cancel" else fate)
+
+    return Scenario(f"household {how}", corpus.Household, [depth, "return" if how == "return" else "wait"], right, acts, options)
+
+
+HOW: dict[str, Callable[[Client, str], Any]] = {
+    "terminate": lambda client, id_: client.get_handle(id_).terminate("now"),
+    "cancel": lambda client, id_: client.get_handle(id_).cancel("enough"),
+}
+FATES = {
+    "terminate": {Status.TERMINATED},
+    "request_cancel": {Status.CANCELED},
+    "abandon": {Status.TIMED_OUT},
+    "household": {Status.TERMINATED},
+}
+
+
+def canceled_family(chance: Random) -> Scenario:
+    how = chance.choice(("try_cancel", "wait_cancellation_completed"))
+
+    def right(ended: Ended) -> bool:
+        # With "try_cancel" the parent is gone first, and its policy ends the child before it has cleaned up.
+        ends = {Status.CANCELED} if how == "wait_cancellation_completed" else {Status.CANCELED, Status.TERMINATED}
+        return ended.last.status is Status.CANCELED and all(run.status in ends for run in ended.family)
+
+    return Scenario(f"canceled_family {how}", corpus.canceled_family, [how], right, [Act(chance.uniform(0.0, 9.0), HOW["cancel"])])
+
+
+def twice(chance: Random) -> Scenario:
+    return Scenario("twice", corpus.twice, [], completed(["3", "taken"]))
+
+
 ALL = (
     sequence,
     fan,
@@ -253,6 +322,12 @@ ALL = (
     unwritable,
     started_often,
     replaced,
+    family,
+    conversation,
+    ping,
+    household,
+    canceled_family,
+    twice,
 )
 DONE = (WorkflowAlreadyStarted, WorkflowNotOpen)
 
@@ -325,7 +400,7 @@ def ended(world: World, all_runs: list[Run], workflow_id: str) -> Ended:
     last = max(successors, key=lambda run: run.run_id)
     with world.store.transaction(readonly=True) as tx:
         _, _, failure, _ = runs.outcome(tx, [last.run_id])[last.run_id]
-    return Ended(last, chain, failure, world)
+    return Ended(last, chain, failure, world, [run for run in all_runs if run.workflow_id.startswith(f"{workflow_id}/")])
 
 
 def worker_lost(failure: Failure | None) -> bool:
@@ -338,6 +413,7 @@ def worker_lost(failure: Failure | None) -> bool:
 
 def excused(end: Ended) -> bool:
     """An activity was running in so many workers as they died that it was set aside: any oracle must live with that."""
-    resolved = [event for event in events_of(end.last.turns) if isinstance(event, ActivityFailed | ActivityCanceled)]
+    everybody = [end.last, *end.family]
+    resolved = [event for run in everybody for event in events_of(run.turns) if isinstance(event, ActivityFailed | ActivityCanceled)]
     aside = any(isinstance(event, ActivityFailed) and worker_lost(event.failure) for event in resolved)
     return end.world.deaths >= LOSSES and aside

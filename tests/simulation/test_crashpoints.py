@@ -41,6 +41,7 @@ SCENARIOS = {
     "workers.strike": ("poisoned", "sequence"),
     "client.": ("collect", "canceled", "terminated", "started_often"),
     "questions.": ("collect",),
+    "children.": ("household",),
     "turns.set_aside": ("unwritable", "sequence"),
 }
 GENTLE = Faults(until_s=12.0, refused=0.03, stops=2)

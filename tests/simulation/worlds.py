@@ -83,7 +83,9 @@ def simulate(
 
 def all_closed(world: World, workflows: int) -> bool:
     with world.quietly() as tx:
-        ((opened, known),) = tx.run("SELECT sum(status = 'running'), count(DISTINCT workflow_id) FROM runs")
+        ((opened, known),) = tx.run(
+            "SELECT sum(status = 'running'), count(DISTINCT CASE WHEN parent_id IS NULL THEN workflow_id END) FROM runs"
+        )
     return not opened and known == workflows
 
 

@@ -150,7 +150,7 @@ def test_a_run_closed_from_outside_takes_everything_with_it(desk):
     desk.send(run.run_id, HELLO)
     claimed = desk.claim()[0]
 
-    assert desk.ask(runs.close_from_outside, run.run_id, RunTerminated("enough")) == "orders"
+    assert desk.ask(runs.close_from_outside, run.run_id, RunTerminated("enough")) == set()
     assert desk.ask(runs.close_from_outside, run.run_id, RunTerminated("again")) is None
 
     assert desk.commit(desk.turn(claimed)) == {run.run_id}
