@@ -19,14 +19,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import report, w1, w2, w3, w4
+from benchmarks import report, w1, w2, w3, w4, w5, w6, w7
 from benchmarks.arena import Arena
 from benchmarks.peers import NEEDS, PEERS
 from benchmarks.processes import PeerFailed
 from benchmarks.workloads import Sample, Workload, measure
 from orchestrator.errors import ServerUnavailable
 
-WORKLOADS = {module.WORKLOAD.name: module.WORKLOAD for module in (w1, w2, w3, w4)}
+WORKLOADS = {module.WORKLOAD.name: module.WORKLOAD for module in (w1, w2, w3, w4, w5, w6, w7)}
 DEFAULT_PEERS = "ours,ours-single,dbos,celery"
 ROUNDS = 5
 ROUNDS_MAX = 50
@@ -88,7 +88,8 @@ def _play(arena: Arena, run: Run, workloads: Sequence[Workload], options: argpar
                     for workload in workloads:
                         progress.update(task, description=f"round {number}: {peer} {workload.name}")
                         size = workload.quick if options.quick else workload.full
-                        run.samples.append(measure(seat, workload, size, number=number))
+                        if workload.name not in seat.driver.cannot:
+                            run.samples.append(measure(seat, workload, size, number=number))
                         progress.advance(task)
 
 

@@ -7,12 +7,15 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
 import psutil
 
+from benchmarks import effects
 from benchmarks.effects import FOLDER_VARIABLE
 from benchmarks.peers import PEERS, Bulk, Env, Peer, Record
 from benchmarks.processes import PeerFailed
@@ -33,6 +36,7 @@ class Driver:
         self._process.start()
         theirs.close()
         self.in_process: frozenset[str] = self._call("in_process")
+        self.cannot: frozenset[str] = self._call("cannot")
 
     @property
     def pid(self) -> int:
@@ -55,6 +59,18 @@ class Driver:
     def run_parallel(self, steps: int) -> float:
         """See `Peer`."""
         return cast("float", self._call("run_parallel", steps))
+
+    def run_signals(self, count: int) -> float:
+        """See `Peer`."""
+        return cast("float", self._call("run_signals", count))
+
+    def run_timers(self, count: int, seconds: float) -> list[float]:
+        """See `Peer`."""
+        return cast("list[float]", self._call("run_timers", count, seconds))
+
+    def run_killed(self, count: int, steps: int, marks: int) -> float:
+        """`run_bulk`, during which a worker is killed and replaced as soon as there are so many marks; seconds from then to the end."""
+        return cast("float", self._call("run_killed", count, steps, marks))
 
     def record(self) -> Record | None:
         """See `Peer`."""
@@ -88,6 +104,15 @@ class Driver:
         if error:
             raise PeerFailed(f"{self.name} failed in {verb}{args}:\n{error}")
         return value
+
+
+def _run_killed(peer: Peer, env: Env, count: int, steps: int, marks: int) -> float:
+    marks += effects.count(env.effects)
+    with peer.pool.killing(lambda: effects.count(env.effects) >= marks) as killed:
+        peer.run_bulk(count, steps)
+    if not killed:
+        raise PeerFailed("the work was over before the worker could be killed")
+    return time.perf_counter() - killed[0]
 
 
 def _family(pid: int | None) -> list[psutil.Process]:
@@ -124,7 +149,7 @@ def _serve(name: str, env: Env, line: Connection) -> None:
                 if peer is None:
                     peer = cast("Peer", getattr(importlib.import_module(module), attribute)())
                     peer.setup(env)
-                found = getattr(peer, verb)
+                found = partial(_run_killed, peer, env) if verb == "run_killed" else getattr(peer, verb)
                 line.send(("", found(*args) if callable(found) else found))
             except Exception:  # noqa: BLE001 - told in full to the other end, which decides
                 line.send((traceback.format_exc(), None))

@@ -10,7 +10,7 @@ from benchmarks import effects
 from orchestrator import activity, workflow
 from orchestrator.celery import app
 
-__all__ = ["app", "noop", "parallel", "sequential"]
+__all__ = ["Collect", "app", "nap", "noop", "parallel", "sequential"]
 
 STEP_MAX = timedelta(minutes=5)
 
@@ -35,3 +35,30 @@ async def parallel(payload: dict[str, Any], steps: int) -> int:
     """Steps side by side."""
     results = await asyncio.gather(*(workflow.execute_activity(noop, payload, start_to_close_timeout=STEP_MAX) for _ in range(steps)))
     return len(results)
+
+
+@workflow.defn
+class Collect:
+    """Waits for so many signals."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @workflow.run
+    async def run(self, wanted: int) -> int:
+        """Wait."""
+        await workflow.wait_condition(lambda: self.count >= wanted)
+        return self.count
+
+    @workflow.signal
+    def item(self, payload: dict[str, Any]) -> None:
+        """One of them."""
+        self.count += 1
+
+
+@workflow.defn
+async def nap(seconds: float) -> float:
+    """Sleep, and say how many seconds too long."""
+    began = workflow.now()
+    await asyncio.sleep(seconds)
+    return (workflow.now() - began).total_seconds() - seconds

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -20,6 +22,7 @@ from benchmarks.peers import Env
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_MAX_S = 60.0
+KILL_LOOK_S = 0.01
 STOP_MAX_S = 10.0
 LOG_TAIL_CHARS_MAX = 2_000
 
@@ -38,13 +41,17 @@ class Pool:
 
     env: Env
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    _spawned: list[tuple[Sequence[str], Mapping[str, str], str]] = field(default_factory=list)
+    _logs: int = 0
+    _stopped: threading.Event = field(default_factory=threading.Event)
 
     def spawn(self, argv: Sequence[str], variables: Mapping[str, str], *, ready_line: str = "") -> None:
         """Start one process; with `ready_line`, return when it has printed that."""
         # Our own settings come from the benchmark alone, never from the shell of the one who runs it.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("ORCHESTRATOR_")}
         environment = {**inherited, FOLDER_VARIABLE: str(self.env.effects), "PYTHONPATH": str(ROOT), **variables}
-        log = self._log(len(self.processes))
+        log = self._log(self._logs)
+        self._logs += 1
         with log.open("w") as out:
             process = subprocess.Popen(
                 argv,
@@ -58,8 +65,36 @@ class Pool:
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - one C function that was looked up before
             )
         self.processes.append(process)
+        self._spawned.append((argv, variables, ready_line))
         if ready_line:
             self._await_line(process.stdout, ready_line)
+
+    @contextmanager
+    def killing(self, wanted: Callable[[], bool]) -> Iterator[list[float]]:
+        """During the block, as soon as it is `wanted`, kill the first process with all its children and start it again; gives when that was."""
+        killed: list[float] = []
+        over, done = threading.Event(), threading.Event()
+
+        def kill() -> None:
+            while not wanted():
+                if over.wait(KILL_LOOK_S):
+                    done.set()
+                    return
+            victim = self.processes.pop(0)  # first of all: nobody must take it for one that has ended by itself
+            os.killpg(victim.pid, signal.SIGKILL)
+            killed.append(time.perf_counter())
+            victim.wait()
+            argv, variables, _ = self._spawned.pop(0)
+            self.spawn(argv, variables)
+            done.set()
+            self._stopped.wait()  # a child dies with the thread that made it
+
+        threading.Thread(target=kill, daemon=True).start()
+        try:
+            yield killed
+        finally:
+            over.set()
+            done.wait()
 
     def await_pong(self, broker_url: str, count: int) -> None:
         """Return when `count` Celery workers answer on this broker."""
@@ -91,11 +126,13 @@ class Pool:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        self.processes = []
+        self.processes, self._spawned, self._logs = [], [], 0
+        self._stopped.set()
+        self._stopped = threading.Event()
 
     def log_tail(self) -> str:
         """The end of what the workers said."""
-        texts = [self._log(number).read_text(errors="replace") for number in range(len(self.processes))]
+        texts = [self._log(number).read_text(errors="replace") for number in range(self._logs)]
         return "\n".join(text[-LOG_TAIL_CHARS_MAX:] for text in texts)
 
     def _log(self, number: int) -> Path:

@@ -179,8 +179,9 @@ def write(results: Results, folder: Path) -> Path:
         "* PostgreSQL, the same for all, a fresh database for each peer and round: "
         + ", ".join(f"{name} {value}" for name, value in results.postgres.items())
         + "\n* Broker: a Valkey for each peer on a unix socket, append-only file synced each second"
-        + f"\n* {WORKERS} worker processes per peer; DBOS runs W1, W3 and W4 in the client's process, its fastest way, and W2 through a queue polled each 0.1 s, 20 at a time per worker"
-        + "\n* Celery: `chain` of tasks (W1, W2, W4) and `chord` (W3), prefork, results in Valkey. It is not durable: it shows what a message costs"
+        + f"\n* {WORKERS} worker processes per peer; DBOS runs W1, W3 to W6 in the client's process, its fastest way (W6 with a thread for each timer), and W2 and W7 through a queue polled each 0.1 s, 20 at a time per worker"
+        + "\n* Celery: `chain` of tasks (W1, W2, W4), `chord` (W3), a countdown (W6), prefork, results in Valkey. It is not durable: it shows what a message costs"
+        + "\n* W5 sends from one thread, a call for each signal. W7 takes the time from the kill to the last result, so it holds the rest of the work as well as the recovery"
         + "\n* ours: W2 starts its workflows with one `start_workflows`; `ours-single` with a `start_workflow` for each"
         + "\n* Steps do nothing but leave one byte in a file, by which they are counted; payload about 100 bytes; one one-step workflow before each measurement"
         + "\n* CPU per step: of all processes that work for the peer, client, workers, PostgreSQL and Valkey",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from orchestrator.connection import Connection
 from orchestrator.core.definitions import WORKFLOWS, WorkflowDefinition, valid_name
@@ -23,7 +23,6 @@ from orchestrator.errors import (
 )
 from orchestrator.starting import UNSET, one_or_many
 from orchestrator.store import Transaction, control, hints, listing, runs
-from orchestrator.store.hints import Woken
 from orchestrator.waiting import Steps, drive
 from orchestrator.workflow import Duration, seconds_of
 from schemas.history import Arrival, CancelRequested, Failure, Json, RunTerminated, SignalReceived, Turn
@@ -46,6 +45,14 @@ class Target:
     status: Status
     queue: str
     type: str
+
+
+class Quick(Protocol):
+    """Writes something by a single transaction; returns the queue that has work now, and whether a worker was told of it."""
+
+    def __call__(self, tx: Transaction, *, hint: bool) -> tuple[str, bool]:
+        """Write, or raise Unmet."""
+        ...
 
 
 class WorkflowHandle(Generic[R]):
@@ -278,18 +285,28 @@ class WorkflowHandle(Generic[R]):
                 raise self._not_open(target)
             return target.queue
 
-        self._write_and_ring(act, purpose=f"client.{arrival.kind}")
+        def quickly(tx: Transaction, *, hint: bool) -> tuple[str, bool]:
+            return runs.deliver_plain(tx, self._id, self._latest, arrival, request_id, hint=hint)
 
-    def _write_and_ring(self, act: Callable[[Transaction], str], *, purpose: str) -> None:
+        postgres = self._connection.store().dialect == "postgresql"
+        self._write_and_ring(act, purpose=f"client.{arrival.kind}", quick=quickly if postgres else None)
+
+    def _write_and_ring(self, act: Callable[[Transaction], str], *, purpose: str, quick: Quick | None = None) -> None:
         """Commit what `act` writes and tell workers of the queue that it returns."""
         with self._connection.hinting() as hint:
 
-            def act_and_hint(tx: Transaction) -> tuple[str, Woken]:
+            def act_and_hint(tx: Transaction) -> tuple[str, Callable[[], bool]]:
                 queue = act(tx)
-                return queue, hints.wake(tx, tx.dialect, [queue] if hint else ())
+                woken = hints.wake(tx, tx.dialect, [queue] if hint else ())
+                return queue, lambda: bool(hints.told(woken))
 
-            queue, woken = self._connection.write(act_and_hint, purpose=purpose)
-        self._connection.ring([queue], told=hints.told(woken))
+            def quick_and_hint(tx: Transaction) -> tuple[str, Callable[[], bool]]:
+                assert quick is not None, "it is given"
+                queue, told = quick(tx, hint=hint)
+                return queue, lambda: told
+
+            queue, told = self._connection.write(act_and_hint, purpose=purpose, quick=None if quick is None else quick_and_hint)
+        self._connection.ring([queue], told=[queue] if told() else ())
 
     def _failed(self, status: Status, failure: Failure | None) -> WorkflowFailure:
         cause = None if failure is None else to_exception(failure, self._connection.converter)

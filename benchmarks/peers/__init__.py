@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from benchmarks.processes import Pool
 
 PAYLOAD = {"order": 4711, "customer": "Ada Lovelace", "note": "x" * 48}
 """What each step takes and gives back: about 100 bytes of JSON."""
@@ -54,6 +57,14 @@ class Peer(Protocol):
     in_process: frozenset[str]
     """Workloads that this peer runs fastest in the client's own process, without workers."""
 
+    cannot: frozenset[str]
+    """Workloads that make no sense for this peer."""
+
+    @property
+    def pool(self) -> Pool:
+        """Its worker processes."""
+        ...
+
     def setup(self, env: Env) -> None:
         """Prepare the database and a client."""
         ...
@@ -72,6 +83,14 @@ class Peer(Protocol):
 
     def run_parallel(self, steps: int) -> float:
         """Run one workflow of `steps` parallel steps; seconds from start to result."""
+        ...
+
+    def run_signals(self, count: int) -> float:
+        """Start a run, send it `count` signals from one thread, wait until it has counted them; seconds from the first signal on."""
+        ...
+
+    def run_timers(self, count: int, seconds: float) -> list[float]:
+        """Start `count` workflows at once that sleep for `seconds`; how many seconds too late each of them went on."""
         ...
 
     def record(self) -> Record | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from celery import Celery
@@ -26,3 +27,9 @@ def noop(payload: dict[str, Any]) -> dict[str, Any]:
 def collect(results: list[Any]) -> int:
     """The body of a chord; no step."""
     return len(results)
+
+
+@app.task(name="tardiness")
+def tardiness(due: float) -> float:
+    """How many seconds ago it should have run; no step."""
+    return time.time() - due

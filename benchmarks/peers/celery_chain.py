@@ -10,7 +10,7 @@ from typing import Any
 from celery import chain, chord
 
 from benchmarks.peers import PAYLOAD, Bulk, Env, Record
-from benchmarks.peers.celery_app import BROKER_VARIABLE, RESULTS_VARIABLE, app, collect, noop
+from benchmarks.peers.celery_app import BROKER_VARIABLE, RESULTS_VARIABLE, app, collect, noop, tardiness
 from benchmarks.processes import PeerFailed, Pool
 
 RESULT_MAX_S = 300.0
@@ -20,11 +20,13 @@ class CeleryChain:
     """One prefork worker with as many children as workers are asked for."""
 
     in_process: frozenset[str] = frozenset()
+    cannot = frozenset({"W5", "W7"})  # nothing waits for a signal, and what a killed worker has acknowledged is lost
+    pool: Pool
 
     def setup(self, env: Env) -> None:
         """Point the client's application at the broker."""
         self._env = env
-        self._pool = Pool(env)
+        self.pool = Pool(env)
         self._workers = 0
         app.conf.update(broker_url=env.broker_url, result_backend=env.results_url)
 
@@ -32,12 +34,12 @@ class CeleryChain:
         """Have one worker with `count` children."""
         if count == self._workers:
             return
-        self._pool.stop()
+        self.pool.stop()
         self._workers = count
         if count:
             argv = (sys.executable, "-m", "celery", "-A", "benchmarks.peers.celery_app", "worker", "-P", "prefork", "-c", str(count))
-            self._pool.spawn((*argv, "-l", "warning"), {BROKER_VARIABLE: self._env.broker_url, RESULTS_VARIABLE: self._env.results_url})
-            self._pool.await_pong(self._env.broker_url, 1)
+            self.pool.spawn((*argv, "-l", "warning"), {BROKER_VARIABLE: self._env.broker_url, RESULTS_VARIABLE: self._env.results_url})
+            self.pool.await_pong(self._env.broker_url, 1)
 
     def run_sequential(self, count: int, steps: int) -> list[float]:
         """Run chains one after the other."""
@@ -65,6 +67,15 @@ class CeleryChain:
         self._expect(result.get(timeout=RESULT_MAX_S), steps)
         return time.perf_counter() - began
 
+    def run_signals(self, count: int) -> float:
+        """Not for Celery."""
+        raise NotImplementedError
+
+    def run_timers(self, count: int, seconds: float) -> list[float]:
+        """Tasks with a countdown."""
+        results = [tardiness.apply_async((time.time() + seconds,), countdown=seconds) for _ in range(count)]
+        return [result.get(timeout=RESULT_MAX_S) for result in results]
+
     def record(self) -> Record | None:
         """Celery keeps results, no history."""
         return None
@@ -75,8 +86,8 @@ class CeleryChain:
 
     def teardown(self) -> None:
         """End the worker."""
-        if hasattr(self, "_pool"):
-            self._pool.stop()
+        if hasattr(self, "pool"):
+            self.pool.stop()
             app.close()
 
     @staticmethod

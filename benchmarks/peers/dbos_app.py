@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from typing import Any
 
 from dbos import DBOS, DBOSConfig
@@ -18,6 +19,8 @@ DATABASE_VARIABLE = "BENCHMARK_DATABASE"
 QUEUE = "benchmark"
 VERSION = "benchmark"
 READY = "ready"
+TOPIC = "items"
+RECV_MAX_S = 60.0
 POLLING_INTERVAL_S = 0.1
 WORKER_CONCURRENCY = 20
 
@@ -50,7 +53,24 @@ async def parallel(payload: dict[str, Any], steps: int) -> int:
     return len(await asyncio.gather(*(noop_async(payload) for _ in range(steps))))
 
 
-def launch(database_url: str, *, executor: str, listens: bool) -> None:
+@DBOS.workflow()
+def collect(wanted: int) -> int:
+    """Wait for so many messages."""
+    count = 0
+    while count < wanted:
+        count += DBOS.recv(TOPIC, timeout_seconds=RECV_MAX_S) is not None
+    return count
+
+
+@DBOS.workflow()
+def nap(seconds: float) -> float:
+    """Sleep, and say how many seconds too long."""
+    began = time.time()
+    DBOS.sleep(seconds)
+    return time.time() - began - seconds
+
+
+def launch(database_url: str, *, executor: str, listens: bool, threads: int | None = None) -> None:
     """Start DBOS in this process; only a process that listens takes workflows from the queue."""
     config: DBOSConfig = {
         "name": "benchmark",
@@ -59,6 +79,8 @@ def launch(database_url: str, *, executor: str, listens: bool) -> None:
         "executor_id": executor,
         "log_level": "WARNING",
     }
+    if threads is not None:
+        config["max_executor_threads"] = threads
     DBOS(config=config)
     DBOS.listen_queues([QUEUE] if listens else [])
     DBOS.launch()

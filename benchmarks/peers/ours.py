@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.ours_app import parallel, sequential
+from benchmarks.ours_app import Collect, nap, parallel, sequential
 from benchmarks.peers import PAYLOAD, Bulk, Env, Record
 from benchmarks.processes import PeerFailed, Pool
 from orchestrator.client import Client, StartRequest, WorkflowHandle
@@ -23,11 +23,13 @@ class Ours:
     """Worker processes with our own pool; many workflows are started with the client's call for many."""
 
     in_process: frozenset[str] = frozenset()
+    cannot: frozenset[str] = frozenset()
+    pool: Pool
 
     def setup(self, env: Env) -> None:
         """Migrate the database and open a client."""
         self._env = env
-        self._pool = Pool(env)
+        self.pool = Pool(env)
         store = Store.open(env.database_url)
         store.upgrade()
         store.dispose()
@@ -36,9 +38,9 @@ class Ours:
 
     def start_workers(self, count: int) -> None:
         """Have `count` worker processes on the default queue."""
-        if count == len(self._pool.processes):
+        if count == len(self.pool.processes):
             return
-        self._pool.stop()
+        self.pool.stop()
         variables = {
             "ORCHESTRATOR_HOME": str(self._env.folder / "home"),
             "ORCHESTRATOR_DATABASE_URL": self._env.database_url,
@@ -46,9 +48,9 @@ class Ours:
         }
         for number in range(count):
             argv = (sys.executable, "-m", "celery", "-A", "benchmarks.ours_app", "worker", "-n", f"worker-{number}@%h", "-l", "warning")
-            self._pool.spawn(argv, variables)
+            self.pool.spawn(argv, variables)
         if count:
-            self._pool.await_pong(self._env.broker_url, count)
+            self.pool.await_pong(self._env.broker_url, count)
 
     def run_sequential(self, count: int, steps: int) -> list[float]:
         """Start a workflow, await its result, start the next."""
@@ -76,6 +78,20 @@ class Ours:
         self._expect(handle.result(timeout=RESULT_MAX_S), steps)
         return time.perf_counter() - began
 
+    def run_signals(self, count: int) -> float:
+        """One call and one commit for each signal."""
+        handle = self._client.start_workflow(Collect, count)
+        began = time.perf_counter()
+        for _ in range(count):
+            handle.signal(Collect.item, PAYLOAD)
+        self._expect(handle.result(timeout=RESULT_MAX_S), count)
+        return time.perf_counter() - began
+
+    def run_timers(self, count: int, seconds: float) -> list[float]:
+        """Start all in one transaction."""
+        handles = self._client.start_workflows([StartRequest(nap, args=[seconds]) for _ in range(count)])
+        return [handle.result(timeout=RESULT_MAX_S) for handle in handles]
+
     def record(self) -> Record | None:
         """Count the runs and the events of all histories."""
         row = self._eyes.execute(
@@ -91,8 +107,8 @@ class Ours:
 
     def teardown(self) -> None:
         """End the workers and the client."""
-        if hasattr(self, "_pool"):
-            self._pool.stop()
+        if hasattr(self, "pool"):
+            self.pool.stop()
         if hasattr(self, "_eyes"):
             self._eyes.close()
             self._client.close()
@@ -102,7 +118,7 @@ class Ours:
 
     def _expect(self, got: object, wanted: object) -> None:
         if got != wanted:
-            raise PeerFailed(f"we gave {got!r}, expected {wanted!r}\n{self._pool.log_tail()}")
+            raise PeerFailed(f"we gave {got!r}, expected {wanted!r}\n{self.pool.log_tail()}")
 
 
 class OursSingle(Ours):

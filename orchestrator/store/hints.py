@@ -26,13 +26,15 @@ Woken = Mapping[str, Reply]  # by queue
 
 CLOSED = "orchestrator_closed"
 _NOTIFY = f"SELECT pg_notify('{CLOSED}', :ids)"
-_WAKE = f"""
+WAKE = f"""
 SELECT pg_notify('orchestrator_' || w.worker_id, '') FROM (
     SELECT worker_id FROM workers
-    WHERE expires_at > {{now}} AND NOT stopping AND position(:queue IN queues) > 0 AND (SELECT count(*) FROM workers) <= {LISTENERS_MAX}
+    WHERE expires_at > {{now}} AND NOT stopping AND position(<queue> IN queues) > 0 AND (SELECT count(*) FROM workers) <= {LISTENERS_MAX}
     ORDER BY random() LIMIT 1
 ) AS w
 """  # noqa: S608 - a number of ours
+"""To be part of a sentence; instead of `<queue>`, the JSON text of the queue's name."""
+_WAKE = WAKE.replace("<queue>", ":queue")
 _POKE = "SELECT pg_notify(:channel, '')"
 
 

@@ -71,6 +71,20 @@ _WAKE = """
 UPDATE runs SET ready_at = CASE WHEN ready THEN {least}(ready_at, {now}) ELSE {now} END, ready = true
 WHERE {in run_id :run_ids} AND status = 'running' RETURNING run_id, queue
 """
+_DELIVER = """
+WITH woken AS (
+    UPDATE runs SET ready_at = CASE WHEN ready THEN {least}(ready_at, {now}) ELSE {now} END, ready = true
+    WHERE workflow_id = :workflow_id AND run_id = coalesce(:run_id, run_id) AND status = 'running' RETURNING run_id, queue
+), arrived AS (
+    INSERT INTO inbox (run_id, kind, event, dedup) SELECT woken.run_id, :kind, :event, :dedup FROM woken ON CONFLICT DO NOTHING
+)
+SELECT woken.queue FROM woken
+"""
+_DELIVER_AND_HINT = _DELIVER.replace(
+    "SELECT woken.queue FROM woken",
+    ", told AS (" + hints.WAKE.replace("<queue>", "(SELECT to_json(woken.queue)::text FROM woken)") + ") "  # noqa: S608 - ours
+    "SELECT woken.queue FROM woken UNION ALL SELECT '' FROM told",
+)
 _RESOLVE_RUN = "SELECT run_id, status, queue, type FROM runs WHERE run_id = :run_id AND workflow_id = :workflow_id"
 _RESOLVE_LATEST = """
 SELECT run_id, status, queue, type FROM runs WHERE workflow_id = :workflow_id
@@ -218,6 +232,20 @@ def deliver_to(tx: Transaction, items: Sequence[tuple[str, Arrival, str | None]]
     woken = tx.send(_WAKE, run_ids=run_ids)
     _insert_arrivals(tx, items)
     return dict(woken.rows())
+
+
+def deliver_plain(
+    tx: Transaction, workflow_id: str, run_id: str | None, arrival: Arrival, dedup: str | None, *, hint: bool
+) -> tuple[str, bool]:
+    """On PostgreSQL, put an arrival into the inbox of an open run by a single transaction: that of the id, or the open one of the workflow.
+
+    Returns its queue, and whether a worker was told by a `hint`. Raises Unmet, and writes nothing, if the run is not open.
+    """
+    sentence = _DELIVER_AND_HINT if hint else _DELIVER
+    rows = tx.run(sentence, workflow_id=workflow_id, run_id=run_id, kind=arrival.kind, event=documents.dump(arrival), dedup=dedup)
+    if not rows:
+        raise Unmet
+    return rows[0][0], len(rows) > 1
 
 
 def resolve(tx: Transaction, workflow_id: str, run_id: str | None = None) -> tuple[str, Status, str, str] | None:

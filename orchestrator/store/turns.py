@@ -46,8 +46,7 @@ RETURNING runs.run_id
 """
 _SETTLE_EAGER = """
 DELETE FROM activities
-WHERE (run_id, seq) IN (SELECT v.run_id, v.seq FROM {rows run_id:text, seq:int, attempt:int}
-                        JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt)
+WHERE (run_id, seq, attempt) IN (SELECT v.run_id, v.seq, v.attempt FROM {rows run_id:text, seq:int, attempt:int})
   AND state = 'started' AND worker = :worker
 RETURNING run_id, seq
 """
