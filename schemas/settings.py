@@ -81,6 +81,7 @@ class Settings(BaseModel):
 
     # --- the fleet
     fleet_queue: str = Field("fleet", description="queue of the workflows that supervise agents; agent hosts and managers consume it")
+    bus: bool = Field(False, description="workers of the fleet also answer, and tell heartbeats, on the topic exchange orchestrator.bus")
     heartbeat_timeout_s: float = Field(60.0, gt=0, description="an agent that is silent for this long, or for two intervals, is inactive")
     registry_ttl_s: float = Field(30.0, gt=0, description="one that is silent for this long, or for two intervals, leaves the registry")
     agent_drain_s: float = Field(30.0, ge=0, description="how long a stopping agent may finish its work; its spec may say otherwise")

@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.starting",
         "orchestrator.waiting",
         "orchestrator.auditing",
+        "orchestrator.bus",
         "orchestrator.keys",
         "orchestrator.logs",
         "orchestrator.fleet",

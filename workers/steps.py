@@ -24,6 +24,7 @@ from orchestrator.errors import DatabaseUnavailable, SettingsError
 from schemas.history import Failure
 from schemas.runs import PendingActivity
 from workers import supervision
+from workers.bus import BusStep
 from workers.consumer import FleetConsumer, strategy_hooks
 from workers.coroutines import CoroutineLoop
 from workers.host import Host
@@ -221,6 +222,7 @@ def after_retry(sender: Any = None, request: Any = None, einfo: object = None, *
 def install(app: Celery) -> None:
     """Add our step to an application's workers."""
     app.steps["worker"].add(EngineStep)
+    app.steps["worker"].add(BusStep)
     supervision.serve(orchestrator_of(app))
     orchestrator_of(app).answer_doorbell = ring
 
