@@ -23,7 +23,7 @@ from kombu.utils.url import maybe_sanitize_url
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.payloads import PayloadCodec, PayloadConverter
-from orchestrator.dispatch import DOORBELL, CeleryBroker
+from orchestrator.dispatch import DOORBELL, CeleryBroker, with_agent_queues
 from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable, OrchestratorError, SettingsError
 from orchestrator.settings import current, embedded_broker, embedded_database
 from orchestrator.store import Store
@@ -32,7 +32,7 @@ from schemas.settings import Settings
 log = logging.getLogger("orchestrator.celery")
 
 BROKER_ANSWER_MAX_S = 5  # how long a starting process waits for its broker
-STEPS = "workers.steps"  # what a worker process imports to become one of ours; by name, because it stands above us
+STEPS = "workers.agents"  # what a worker process imports to become one of ours; by name, because it stands above us
 
 # The classes are names: Celery imports them in the process that needs them, and in no other.
 PARTS: Mapping[str, Any] = {
@@ -96,6 +96,7 @@ class Orchestrator:
         app.on_after_configure.connect(self._fill, weak=False)
         if getattr(app, "configured", False):  # not in the stub
             self._fill(source=app.conf)
+        with_agent_queues(app)
         self._add_doorbell()
 
     @cached_property

@@ -43,7 +43,7 @@ COMMANDS: Mapping[str, Place] = {
     "api": Place("serving", "Serve the management API."),
     "token": Place("tokens", "Keys to the management API: create, list, rotate, revoke."),
     "workflow": Place("workflows", "Start, list, inspect, signal, query and end workflows."),
-    "agent": Place("fleet", "The fleet: list, show, pause, resume, stop, restart, flush, scale, logs."),
+    "agent": Place("agents", "The fleet: run, list, show, pause, resume, stop, restart, flush, scale, logs."),
     "deadletter": Place("deadletters", "What was set aside because it could not be processed."),
     "db": Place("database", "The schema of the database: status, upgrade."),
     "config": Place("configuration", "What holds here and where it comes from; check configuration files."),

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from celery import Celery
+from celery.app.amqp import Queues
+from kombu import Exchange, Queue
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.retries import DEFAULT, LOSSES_MAX, NO_RETRY, RetryState, judge
@@ -27,6 +29,8 @@ from schemas.settings import Settings
 log = logging.getLogger("orchestrator.dispatch")
 
 DOORBELL = "orchestrator.doorbell"
+AGENT_QUEUES = ("work.", "agent.")  # how the names of the queues of agents begin
+DEAD_LETTERS = "orchestrator.dead_letter"
 HEADER = "orchestrator"  # message header of an activity: run id, number, attempt
 FLUSH_MAX_S = 5.0  # how long a process waits at its end for rings that are on their way
 
@@ -46,9 +50,32 @@ class Broker(Protocol):
 # --- the broker through Celery -----------------------------------------------------------------------------------------------
 
 
+class AgentQueues(Queues):
+    """Celery's queues; those of agents have a place for what is rejected, where the broker knows of such."""
+
+    def new_missing(self, name: str) -> Queue:
+        """As Celery makes it. Whoever declares such a queue must say the same, so every application of ours does."""
+        made: Queue = super().new_missing(name)
+        if name.startswith(AGENT_QUEUES):
+            made.queue_arguments = {**(made.queue_arguments or {}), "x-dead-letter-exchange": DEAD_LETTERS}
+        return made
+
+
+def with_agent_queues(app: Celery) -> None:
+    """Let an application declare the queues of agents as all others do; done before it has any queue."""
+    if app.amqp.queues_cls is Queues:
+        app.amqp.queues_cls = AgentQueues
+
+
+def dead_letter_queue() -> Queue:
+    """Where a broker that knows of dead letters puts what is rejected; the rows in the store are what counts."""
+    return Queue(DEAD_LETTERS, Exchange(DEAD_LETTERS, "fanout"), DEAD_LETTERS)
+
+
 def celery_for(settings: Settings, name: str = "orchestrator") -> Celery:
     """A Celery application that can send to the broker of `settings`."""
     app = Celery(name, broker=settings.broker_url, set_as_current=False)
+    with_agent_queues(app)
     app.conf.update(
         task_ignore_result=True,
         task_default_queue=settings.default_queue,

@@ -109,7 +109,8 @@ class Reports:
                 pid=pid,
                 pid_started_at=pid_started_at,
                 capabilities=capabilities,
-                started=(agent.pid, agent.pid_started_at) != (pid, pid_started_at),
+                # One that replaces itself keeps its number.
+                started=agent.status is AgentStatus.STARTING or (agent.pid, agent.pid_started_at) != (pid, pid_started_at),
             )
             return self._ready(tx, agent, found)
 
@@ -124,6 +125,22 @@ class Reports:
             agents.place(tx, agent_id, keeper=keeper, node=at, pid=pid, pid_started_at=pid_started_at)
             agents.note(tx, agent_id, "launched", meta={"pid": pid, "keeper": keeper})
             return replace(agent, keeper=keeper, node=at, pid=pid, pid_started_at=pid_started_at)
+
+        return self._write(act)
+
+    def leaving(self, agent_id: str, *, pid: int | None = None) -> Agent | None:
+        """The worker that hosts an agent leaves in good order, asked or not: the agent takes no more work, and its end is no crash."""
+
+        def act(tx: Transaction) -> Agent | None:
+            agent = agents.get(tx, agent_id, lock=True)
+            if agent is None or (pid is not None and agent.pid not in {None, pid}):
+                return None
+            if agent.status is AgentStatus.STOPPING:
+                agents.remark(tx, agent_id, {**agent.meta, "ending": True})
+            elif agent.status is not AgentStatus.STARTING and Trigger.DRAIN in machines.AGENT[agent.status]:
+                wanted = Update(reason="its worker leaves", meta={"then": News.STOP.value, "ending": True})
+                return agents.change(tx, agent, Trigger.DRAIN, wanted)
+            return agent
 
         return self._write(act)
 
@@ -177,6 +194,10 @@ class Reports:
         summary = Summary(self._clock.fresh_id(), agent_id, 0.0, document, start, end, count)
         self._write(lambda tx: vitals.add_summary(tx, summary))
         return summary.id
+
+    def flushed(self, agent_id: str) -> None:
+        """An agent was asked for its summary and has nothing to tell: it owes none any more."""
+        self._write(lambda tx: vitals.settle_flush(tx, agent_id))
 
     def note(self, agent_id: str, trigger: str, *, reason: str = "", meta: Mapping[str, Any] | None = None) -> None:
         """Append something that happened to an agent and changes no state: an error it told of, a frame that was not understood."""

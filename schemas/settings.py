@@ -79,6 +79,11 @@ class Settings(BaseModel):
     eager_s: float = Field(0.25, ge=0, description="a worker takes on eager activities for at most this many seconds of its threads")
     due_batch_max: int = Field(1_000, ge=1, description="due timers, timeouts and recoveries handled in one transaction")
 
+    # --- the agent of this worker
+    agent_id: str = Field("", description="id of the agent that a worker hosts; `orchestrator agent run` sets it")
+    agent_type: str = Field("", description="its type")
+    agent_logged: bool = Field(False, description="whoever started the worker keeps its output as the agent's log; it writes none itself")
+
     # --- the fleet
     fleet_queue: str = Field("fleet", description="queue of the workflows that supervise agents; agent hosts and managers consume it")
     bus: bool = Field(False, description="workers of the fleet also answer, and tell heartbeats, on the topic exchange orchestrator.bus")

@@ -14,6 +14,9 @@
 * **Loans.** A running coroutine with `acks_late` does not count against the prefetch count (see `workers.pool`). So that loans and
   Celery's reduction of that count after a reconnect cannot lead each other astray, we do without the reduction.
 * **Hooks.** Each of `strategy_hooks` is called when strategies and tracers have been built, on every connection.
+* **Letters.** What cannot be processed (no task, an unknown one, a body that cannot be read, bytes that are no message) becomes a dead
+  letter before Celery drops it, where a hook has given `letters` a place.
+* **Later.** A remote control command may return a `Future`: it is answered when that is done, and the main thread waits for nobody.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +32,11 @@ from celery.utils.log import get_logger
 from celery.utils.threads import _open_broker_sockets, bound_open_broker_sockets  # type: ignore[attr-defined] # the stubs lack them
 from celery.worker import state
 from celery.worker.consumer import Consumer
+from celery.worker.consumer.control import Control
 from kombu import Connection
 
 from orchestrator.clock import SYSTEM, Clock
+from workers.letters import Letters, tolerate_garbage
 from workers.pool import FleetPool
 
 WATCHDOG_INTERVAL_S = 10.0
@@ -50,8 +56,11 @@ class FleetConsumer(Consumer):
     qos: Any  # these come from Celery's consumer and its bootsteps, and the stubs lack them
     task_consumer: Any
     hub: Any
+    steps: list[Any]
     strategies: dict[str, Callable[..., Any]]
     connection_errors: tuple[type[BaseException], ...]
+    letters: Letters | None = None
+    """Where messages go that cannot be processed; set by a hook."""
     received = 0
     """Messages since the process began: the proof of hearing."""
 
@@ -60,6 +69,10 @@ class FleetConsumer(Consumer):
         self.watchdog = Watchdog(self, clock)
         if isinstance(self.pool, FleetPool):
             self.pool.lend = self._lend
+        for step in self.steps:
+            if isinstance(step, Control):
+                box: Any = vars(step)["box"]  # the stub lacks it
+                answer_later(box.node, self.call_soon)
 
     def start(self) -> None:
         """Consume until told to stop, watched."""
@@ -83,9 +96,61 @@ class FleetConsumer(Consumer):
 
         def on_task_received(message: object) -> object:
             self.received += 1
-            return handle(message)
+            try:
+                return handle(message)
+            except self.connection_errors:
+                raise
+            except Exception as error:
+                if self.letters is None:
+                    raise
+                logger.exception("A message could not be taken")
+                self._set_aside(message, f"it could not be taken: {error!r}", lambda: drop(self, message))
+                return None
 
         return on_task_received
+
+    def connect(self) -> Any:  # noqa: ANN401 - kombu's connection
+        """As Celery's; what is no message must not end the process."""
+        self.app.connection_for_read().get_transport_cls()  # imports it; channels keep what their class has when they are made
+        tolerate_garbage()
+        return super().connect()
+
+    def on_unknown_message(self, body: object, message: object) -> None:
+        """Nothing says what it is for."""
+        settle = super().on_unknown_message
+        self._set_aside(message, "it names no task", lambda: settle(body, message))
+
+    def on_unknown_task(self, body: object, message: Any, exc: Exception) -> None:  # noqa: ANN401 - kombu's message
+        """It is for a task that nobody here has."""
+        settle = super().on_unknown_task
+        self._set_aside(message, f"task {exc.args[0]!r} is not known here", lambda: settle(body, message, exc))
+
+    def on_invalid_task(self, body: object, message: object, exc: Exception) -> None:
+        """It cannot be a call of its task, or its content is of a kind that is not accepted."""
+        settle = super().on_invalid_task
+        self._set_aside(message, f"it is not a call of its task: {exc}", lambda: settle(body, message, exc))
+
+    def on_decode_error(self, message: object, exc: Exception) -> None:
+        """Its body cannot be read."""
+        settle = super().on_decode_error
+        self._set_aside(message, f"its body cannot be read: {exc}", lambda: settle(message, exc))
+
+    def _set_aside(self, message: object, reason: str, settle: Callable[[], object]) -> None:
+        """Keep it as a dead letter, if there is a place for those; then, on the hub's thread, do as Celery does."""
+
+        def settled() -> None:
+            try:
+                settle()
+            except self.connection_errors:
+                raise
+            except Exception:
+                logger.exception("A message that was set aside could not be dropped as Celery does it; it is rejected")
+                drop(self, message)
+
+        if self.letters is None:
+            settle()
+        else:
+            self.letters.set_aside(message, reason, lambda: self.call_soon(settled))
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Clean up a lost connection without dying of it."""
@@ -124,6 +189,37 @@ class FleetConsumer(Consumer):
                 qos.decrement_eventually()
 
         return give_back
+
+
+def answer_later(node: Any, call_soon: Callable[..., object]) -> None:  # noqa: ANN401 - a kombu mailbox node, which has no types
+    """Let the commands of a mailbox return futures; what those fail with is answered as Celery answers an exception."""
+    plain = node.reply
+
+    def reply(data: dict[str, Any], *args: object, **options: object) -> None:
+        ((name, value),) = data.items()
+        if not isinstance(value, Future):
+            plain(data, *args, **options)
+            return
+
+        def done(future: Future[Any]) -> None:
+            failure = None if future.cancelled() else future.exception()
+            answer = {"error": repr(failure)} if failure or future.cancelled() else future.result()
+            call_soon(send, {name: answer})
+
+        def send(answered: dict[str, Any]) -> None:
+            try:
+                plain(answered, *args, **options)
+            except Exception as error:  # noqa: BLE001 - whoever asked has a timeout, and the connection tells of itself
+                logger.warning("A remote control command could not be answered: %r", error)
+
+        value.add_done_callback(done)
+
+    node.reply = reply
+
+
+def drop(consumer: FleetConsumer, message: Any) -> None:  # noqa: ANN401 - kombu's message
+    """Have the broker forget a message, or put it where its own dead letters go."""
+    message.reject_log_error(logger, consumer.connection_errors)
 
 
 strategy_hooks: list[Callable[[FleetConsumer], None]] = []
@@ -202,6 +298,9 @@ class Watchdog:
         if self._connection is None:
             self._connection = self._consumer.app.connection_for_read(transport_options=self._transport_options())
         channel = self._connection.default_channel
+        told = getattr(self._connection.transport, "state", None)
+        if told is not None:
+            told.clear()  # what kombu has declared once on a connection it does not declare again, whatever the broker has forgotten
         waiting = 0
         for queue in queues:
             if queue.no_declare:

@@ -66,6 +66,7 @@ class Hosted:
         self.last_ms = 0.0  # how long the last work took
         self.paused = False
         self.draining = False
+        self.drained = False
         self.started_at = around.clock.now()
         self._around = around
         self._meter = Meter(clock=around.clock)

@@ -29,6 +29,7 @@ from workers.consumer import FleetConsumer, strategy_hooks
 from workers.coroutines import CoroutineLoop
 from workers.host import Host
 from workers.jobs import TaskJob, ThreadJob
+from workers.letters import Letters
 from workers.pool import ASYNC_CONCURRENCY, FleetPool
 from workers.tasks import told_by_celery, wrap_tracers
 from workers.threads import Threads
@@ -48,6 +49,7 @@ class Presence:
     node: str = "worker"  # of the worker's main process; children inherit it
     main_pid: int = 0
     shared: Shared | None = None  # of a prefork worker
+    drain_s: float | None = None  # how long the host of this process may drain; none: as the settings say
 
     @classmethod
     def current(cls) -> Host | None:
@@ -144,9 +146,7 @@ class EngineStep(bootsteps.StartStopStep):
 
     def stop(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Drain, give back, leave."""
-        left = Presence.leave(orchestrator_of(worker.app).settings.drain_s)
-        if left:
-            _give_up(worker.pool, {task_id(pending) for pending in left})
+        leave(worker)
 
     def terminate(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Leave at once."""
@@ -160,6 +160,14 @@ class EngineStep(bootsteps.StartStopStep):
         return {"orchestrator": {"worker_id": host.engine.worker_id, "running": host.engine.running, "claims": host.engine.claims}}
 
 
+def leave(worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
+    """Drain the host of this process and give back what is left; the second call does nothing."""
+    drain_s = Presence.drain_s if Presence.drain_s is not None else orchestrator_of(worker.app).settings.drain_s
+    left = Presence.leave(drain_s)
+    if left:
+        _give_up(worker.pool, {task_id(pending) for pending in left})
+
+
 def ring(_queue: str = "") -> None:
     """Answer a doorbell in this process: whatever rang, the engine looks at all its queues."""
     host = Presence.current()
@@ -170,6 +178,9 @@ def ring(_queue: str = "") -> None:
 def prepare_consumer(consumer: FleetConsumer) -> None:
     """On every broker connection: wrap the tracers, and answer doorbells without a detour through the pool."""
     wrap_tracers(consumer.app, Presence.current)
+    if consumer.letters is None:
+        ours = orchestrator_of(consumer.app)
+        consumer.letters = Letters(ours.store, ours.clock)
     if DOORBELL in consumer.strategies and Presence.current() is not None:
         consumer.strategies[DOORBELL] = _answering_at_once(consumer)
 

@@ -114,3 +114,8 @@ class Cost:
 
     began_at: float
     cpu_s: float
+
+
+def started_at() -> float:
+    """When this process began, by the kernel: with its number a name for ever, also after it has become another program."""
+    return float(psutil.Process().create_time())

@@ -7,17 +7,25 @@ import sys
 
 import typer
 
+from orchestrator.settings import environment
+from schemas.settings import Settings
+
 OURS = "orchestrator"
 APP_OPTIONS = ("-A", "--app")
 
 
-def become(command: str, arguments: list[str]) -> None:
-    """Replace this process by `celery -A … command …`; -A may name an application of yours that has an Orchestrator."""
+def become(command: str, arguments: list[str], *, settings: Settings | None = None, quiet: bool = False) -> None:
+    """Replace this process by `celery -A … command …`; -A may name an application of yours that has an Orchestrator.
+
+    With `settings` it runs with those. A quiet one prints no banner.
+    """
     app, rest = _split_app(arguments)
-    argv = [sys.executable, "-m", "celery", "-A", app, command, *rest]
+    argv = [sys.executable, "-m", "celery", *(["-q"] if quiet else []), "-A", app, command, *rest]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(argv[0], argv)  # noqa: S606 - no shell, and the interpreter is our own
+    if settings is None:
+        os.execv(argv[0], argv)  # noqa: S606 - no shell, and the interpreter is our own
+    os.execve(argv[0], argv, environment(settings))  # noqa: S606 - as above
 
 
 def worker(context: typer.Context) -> None:

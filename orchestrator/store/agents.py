@@ -67,7 +67,7 @@ WHERE (a.registered OR a.status IN ('starting', 'running', 'paused'))
 """
 _ABANDONED = f"""
 SELECT {_COLUMNS} {_FROM}
-WHERE a.node <> '' AND a.status IN ('starting', 'running', 'paused', 'stopping', 'inactive')
+WHERE a.node <> '' AND a.status IN ('running', 'paused', 'stopping', 'inactive')
   AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.node = a.node AND w.expires_at > {{now}}) ORDER BY a.agent_id LIMIT :limit
 """  # noqa: S608 - columns of our own
 _PLACE = """
@@ -233,7 +233,7 @@ def silent(tx: Transaction, *, silent_s: float, limit: int) -> list[Agent]:
 
 
 def abandoned(tx: Transaction, *, limit: int) -> list[Agent]:
-    """Agents whose worker is gone: no lease of its node stands any more."""
+    """Agents whose worker is gone: no lease of its node stands any more. One that is starting has a deadline of its own."""
     return [_agent(row) for row in tx.run(_ABANDONED, limit=limit)]
 
 

@@ -138,6 +138,11 @@ def add_summary(tx: Transaction, summary: Summary) -> bool:
     return bool(kept)
 
 
+def settle_flush(tx: Transaction, agent_id: str) -> None:
+    """An agent owes no summary any more."""
+    tx.run(_SUMMARIZED, agent_id=agent_id)
+
+
 def summaries(tx: Transaction, agent_id: str, *, limit: int = 100, before: float = 1e18) -> list[Summary]:
     """What an agent gathered, newest first."""
     return [Summary(*row) for row in tx.run(_SUMMARIES, agent_id=agent_id, before=before, limit=min(limit, PAGE_MAX))]

@@ -27,6 +27,8 @@ ELSEWHERE = {
         for act in ("accept", "begin", "finish")
         for when in ("before", "after")
     },
+    "letters.add:before_commit": "a worker dies there in tests/e2e/test_agent_messages.py",
+    "letters.add:after_commit": "a worker dies there in tests/e2e/test_agent_messages.py",
 }
 """Point -> why nobody dies there."""
 
