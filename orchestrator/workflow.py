@@ -82,6 +82,7 @@ __all__ = [
     "continue_as_new",
     "definition_of",
     "defn",
+    "deprecate_patch",
     "execute_activity",
     "execute_child_workflow",
     "get_external_workflow_handle",
@@ -91,6 +92,7 @@ __all__ = [
     "is_cancellation",
     "logger",
     "now",
+    "patched",
     "query",
     "random",
     "run",
@@ -312,6 +314,27 @@ def continue_as_new(
             memo=None if memo is None else {key: instance.converter.encode(value, what=f"memo[{key!r}]") for key, value in memo.items()},
         ),
     )
+
+
+def patched(id: str) -> bool:  # noqa: A002 - the field's name
+    """Whether this run takes the new side of a change of its code: `if workflow.patched("ship-first"): …`, and the old code under `else`.
+
+    True in every run that comes here for the first time after the change was deployed, False in one that was here before. Raises
+    InvalidArgument for an id that is none.
+    """
+    instance = running("patched")
+    instance.check_writable("patched")
+    return instance.patches.ask(valid_name("patch id", id))
+
+
+def deprecate_patch(id: str) -> None:  # noqa: A002 - the field's name
+    """Say that no open run is older than a change: the old side is deleted, and this call takes the place of `patched`.
+
+    Delete it too when no open run is left that asked `patched`.
+    """
+    instance = running("deprecate_patch")
+    instance.check_writable("deprecate_patch")
+    instance.patches.ask(valid_name("patch id", id), deprecated=True)
 
 
 def cancellation_reason() -> str | None:

@@ -341,6 +341,15 @@ class CancelSent:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchMarked:
+    """The run takes the new side of a change of its code; a deprecated mark may be passed over."""
+
+    id: str
+    deprecated: bool = False
+    kind: Literal["patch_marked"] = "patch_marked"
+
+
+@dataclass(frozen=True, slots=True)
 class RunCompleted:
     """The run returned."""
 
@@ -413,7 +422,7 @@ Arrival = (
 Terminal = RunCompleted | RunFailed | RunCanceled | RunContinued
 Message = SignalSent | CancelSent
 Scheduled = ActivityScheduled | ChildScheduled | Message
-Command = Scheduled | ActivityCancelRequested | ChildCancelRequested | TimerStarted | TimerCanceled | Terminal
+Command = Scheduled | ActivityCancelRequested | ChildCancelRequested | TimerStarted | TimerCanceled | PatchMarked | Terminal
 Close = RunTerminated | RunTimedOut
 Event = Arrival | Command | Close
 

@@ -18,6 +18,7 @@ from orchestrator.core.definitions import Handler, WorkflowDefinition
 from orchestrator.core.loop import WorkflowLoop
 from orchestrator.core.operations import Operations
 from orchestrator.core.outcomes import ContinueAsNew
+from orchestrator.core.patches import Patches
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.errors import (
     EngineStop,
@@ -72,8 +73,9 @@ class Instance:
         self._random: random.Random | None = None
         self._main: asyncio.Task[None] | None = None
         self._seq = 0
-        self.commands: dict[tuple[str, int], Command] = {}  # of this turn, each under what it is and its number
+        self.commands: dict[tuple[str, int | str], Command] = {}  # of this turn, each under what it is and its number
         self.operations = Operations(self)
+        self.patches = Patches(self)
         self._timers: dict[int, tuple[float, Callable[[], None]]] = {}  # when, and what then
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._signals: dict[str, Handler] = dict(definition.signals)

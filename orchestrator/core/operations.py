@@ -75,7 +75,7 @@ class Owner(Protocol):
 
     loop: WorkflowLoop
     converter: PayloadConverter
-    commands: dict[tuple[str, int], Command]
+    commands: dict[tuple[str, int | str], Command]
     cancel_reason: str | None
 
 

@@ -12,6 +12,7 @@ from itertools import zip_longest
 
 from orchestrator.core.definitions import WorkflowDefinition
 from orchestrator.core.instance import Instance
+from orchestrator.core.patches import expected
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.errors import Divergence, HistoryTooNew
 from schemas.history import (
@@ -24,6 +25,7 @@ from schemas.history import (
     ChildScheduled,
     Close,
     Command,
+    PatchMarked,
     SignalSent,
     Terminal,
     Turn,
@@ -80,8 +82,10 @@ def replay(instance: Instance, turn: Turn) -> None:
     if any(isinstance(command, CLOSES) for command in turn.commands):
         instance.turn += 1  # closed from outside: the code had no part in it
         return
+    instance.patches.recall(turn.commands)
     found = instance.activate(turn.at, turn.arrivals, replaying=True)
-    for position, (then, now) in enumerate(zip_longest(turn.commands, found), start=1):
+    instance.history_events += len(turn.commands) - len(found)  # marks that the code passes over are in the history all the same
+    for position, (then, now) in enumerate(zip_longest(expected(turn.commands, found), found), start=1):
         if then is None or now is None or identity(then) != identity(now):
             raise Divergence(turn=turn.turn, position=position, expected=describe(then), found=describe(now))
 
@@ -96,6 +100,8 @@ def identity(command: Command | Close) -> tuple[object, ...]:
         return command.kind, command.seq, command.workflow_id, command.name
     if isinstance(command, CancelSent):
         return command.kind, command.seq, command.workflow_id
+    if isinstance(command, PatchMarked):
+        return command.kind, command.id
     if isinstance(command, (*TERMINALS, *CLOSES)):
         return (command.kind,)
     return command.kind, command.seq
@@ -114,5 +120,7 @@ def describe(command: Command | Close | None) -> str:
         return f"signal {command.name!r} to workflow {command.workflow_id} (number {command.seq})"
     if isinstance(command, CancelSent):
         return f"cancel request to workflow {command.workflow_id} (number {command.seq})"
+    if isinstance(command, PatchMarked):
+        return f"patch {command.id!r}"
     words = command.kind.replace("_", " ")
     return words if isinstance(command, (*TERMINALS, *CLOSES)) else f"{words} (number {command.seq})"

@@ -131,6 +131,11 @@ class Interpreter:
         except MessageNotDelivered as error:
             self.log.append(error.workflow_id)
 
+    async def patched(self, number: int, deprecated: bool) -> None:
+        if deprecated:
+            workflow.deprecate_patch(f"patch {number}")
+        self.log.append(str(workflow.patched(f"patch {number}")))
+
     async def locked(self, step: Step) -> None:
         async with self.lock:
             await self.take(step)
@@ -172,6 +177,7 @@ SIMPLE = st.one_of(
     st.tuples(st.sampled_from(CHILD_CANCELLATIONS), st.booleans()).map(lambda pair: ["child", *pair]),
     st.tuples(st.integers(0, 2), st.sampled_from(CHILD_CANCELLATIONS)).map(lambda pair: ["disown", *pair]),
     st.booleans().map(lambda cancels: ["tell", cancels]),
+    st.tuples(st.integers(0, 2), st.booleans()).map(lambda pair: ["patched", *pair]),
 )
 PROGRAMS = st.recursive(SIMPLE, composed, max_leaves=10)
 
