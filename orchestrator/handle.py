@@ -147,15 +147,17 @@ class WorkflowHandle(Generic[R]):
         """End the run at once, without asking its code. Raises WorkflowNotOpen, WorkflowNotFound."""
         mine: set[str] = set()  # closed by a try of ours that seemed to fail
 
-        def act(tx: Transaction) -> None:
+        def act(tx: Transaction) -> set[str]:
             target = self._target(tx)
             if target.status is Status.TERMINATED and target.run_id in mine:
-                return
-            if runs.close_from_outside(tx, target.run_id, RunTerminated(str(reason))) is None:
+                return set()
+            queues = runs.close_from_outside(tx, target.run_id, RunTerminated(str(reason)))
+            if queues is None:
                 raise self._not_open(target)
             mine.add(target.run_id)
+            return queues
 
-        self._connection.write(act, purpose="client.terminate")
+        self._connection.ring(self._connection.write(act, purpose="client.terminate"))  # its parent, if it has one
 
     def describe(self) -> RunDescription:
         """All that is known about the run; payloads are as they are stored. Raises WorkflowNotFound."""

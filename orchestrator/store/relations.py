@@ -93,6 +93,10 @@ def deliver(tx: Transaction, turns: Sequence[TurnCommit], targets: Targets) -> D
     answers, started = _start(tx, [(turn, child) for turn in turns for child in turn.children])
     sent = list(_messages(turns))
     found = {key: _newborn(command, started) for key, command in sent} | dict(targets)
+    heirs = {turn.run_id: turn.continued_as.started.run_id for turn in turns if turn.continued_as is not None}
+    for key, command in sent:
+        if isinstance(command, ChildCancelRequested) or command.run_id is None:
+            found[key] = heirs.get(found[key], found[key])  # it has continued as new in this very transaction
     ends = {turn.parent.first_run_id: _end(turn) for turn in turns if turn.parent is not None}
     deliveries = [(found[key], _arrival(key, command), f"{key[0]}-{key[1]}") for key, command in sent if found[key]]
     woken = runs.deliver_to(tx, [*deliveries, *family.reports(tx, ends)])

@@ -104,6 +104,11 @@ _STUCK = """
 INSERT INTO run_payloads (run_id, stuck) SELECT v.run_id, v.stuck FROM {rows run_id:text, stuck:text} WHERE true
 ON CONFLICT (run_id) DO UPDATE SET stuck = excluded.stuck
 """
+_INHERIT = """
+INSERT INTO run_payloads (run_id, search_attributes)
+SELECT cast(:new AS text), search_attributes FROM run_payloads WHERE run_id = :old AND search_attributes IS NOT NULL
+ON CONFLICT (run_id) DO UPDATE SET search_attributes = excluded.search_attributes
+"""
 _RELEASE = """
 UPDATE runs SET owner = NULL FROM {rows run_id:text, epoch:int}
 WHERE runs.run_id = v.run_id AND runs.epoch = v.epoch AND runs.status = 'running'
@@ -318,3 +323,4 @@ def _continue(tx: Transaction, new: NewRun) -> None:
     created = runs.insert(tx, [new])
     assert created, f"the id of {new.started.workflow_id} was freed by this very transaction"
     runs.furnish(tx, [new])
+    tx.send(_INHERIT, old=new.started.continued_from, new=new.started.run_id)

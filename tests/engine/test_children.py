@@ -132,6 +132,20 @@ def test_a_parent_waits_for_the_end_of_the_chain_of_its_child(house: House) -> N
     assert house.run(parent) == "zero"
 
 
+def test_a_child_that_continues_as_new_keeps_what_its_parent_gave_it(house: House) -> None:
+    @workflow.defn
+    async def parent() -> str:
+        return await workflow.execute_child_workflow(
+            down_to_zero, 2, id="heir", priority=6, memo={"a": 1}, search_attributes={"b": 2}, run_timeout=60
+        )
+
+    house.worker()
+    assert house.run(parent) == "zero"
+    run = described(house, "heir")
+    assert (run.priority, run.memo, run.search_attributes) == (6, {"a": 1}, {"b": 2})
+    assert run.parent_id is not None
+
+
 @pytest.mark.parametrize("announced", [True, False])
 def test_an_id_that_is_taken_fails_the_start_in_the_parent(house: House, announced: bool) -> None:
     @workflow.defn

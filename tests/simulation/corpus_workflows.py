@@ -327,3 +327,38 @@ async def twice() -> list[str]:
             return "taken"
 
     return sorted(await asyncio.gather(one(), one()))
+
+
+@workflow.defn(name="sim.restless")
+class Restless:
+    """Continues as new with every word it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    @workflow.run
+    async def run(self, wanted: int, before: list[int]) -> list[int]:
+        await workflow.wait_condition(lambda: bool(self.heard))
+        total = before + self.heard
+        if len(total) < wanted:
+            workflow.continue_as_new(args=[wanted, total])
+        return total
+
+    @workflow.signal
+    def put(self, item: int) -> None:
+        self.heard.append(item)
+
+
+@workflow.defn(name="sim.pestering")
+async def pestering(words: int, more: int) -> list[int] | str:
+    """Signals to a child that is never the same run for long; with `more` it waits for words that never come, and is cancelled."""
+    child = await workflow.start_child_workflow(Restless.run, args=[words + more, []], id=f"{workflow.info().workflow_id}/restless")
+    await asyncio.gather(*(child.signal(Restless.put, word) for word in range(words)))
+    for word in range(more - 1):
+        await child.signal(Restless.put, words + word)
+    if more:
+        child.cancel("enough")
+    try:
+        return sorted(await child)
+    except ChildWorkflowError as error:
+        return "cancelled" if workflow.is_cancellation(error) else "otherwise"

@@ -294,6 +294,11 @@ def canceled_family(chance: Random) -> Scenario:
     return Scenario(f"canceled_family {how}", corpus.canceled_family, [how], right, [Act(chance.uniform(0.0, 9.0), HOW["cancel"])])
 
 
+def pestering(chance: Random) -> Scenario:
+    words, more = chance.randint(1, 5), chance.choice((0, 0, 1, 3))
+    return Scenario("pestering", corpus.pestering, [words, more], completed("cancelled" if more else list(range(words))))
+
+
 def twice(chance: Random) -> Scenario:
     return Scenario("twice", corpus.twice, [], completed(["3", "taken"]))
 
@@ -327,6 +332,7 @@ ALL = (
     ping,
     household,
     canceled_family,
+    pestering,
     twice,
 )
 DONE = (WorkflowAlreadyStarted, WorkflowNotOpen)

@@ -11,6 +11,7 @@ from orchestrator.clock import SYSTEM
 from orchestrator.store import relations, runs, turns
 from schemas.history import (
     CancelRequested,
+    ChildCancelRequested,
     ChildCompleted,
     ChildFailed,
     ChildScheduled,
@@ -134,6 +135,27 @@ def test_a_message_finds_a_recipient_that_continues_as_new_before_it_is_locked(d
     recipient = successor if locked else old.run_id
     assert inbox(desk, parent.run_id) == [MessageDelivered(1, recipient)]
     assert SignalReceived("hello", (), f"{parent.run_id}-1") in inbox(desk, recipient)
+
+
+def test_messages_follow_a_recipient_that_continues_as_new_in_the_very_same_commit(desk, parent):
+    child = child_of(parent, 1, "a")
+    assert not desk.commit(starting(desk, parent, child))
+    run = claimed(desk, "a")
+    successor = SYSTEM.fresh_id()
+    new = NewRun(
+        RunStarted(
+            "a", successor, TYPE, QUEUE, first_run_id=run.run_id, continued_from=run.run_id, parent_id="parent", parent_run_id=parent.run_id
+        )
+    )
+    sent = [SignalSent(2, "a", "hello"), ChildCancelRequested(1, "enough", wait=True), SignalSent(3, "a", "old", run_id=run.run_id)]
+    assert not desk.commit(
+        desk.turn(parent, *sent, number=2, arrivals=(), related=True),
+        desk.turn(run, RunContinued(), status=Status.CONTINUED_AS_NEW, continued_as=new),
+    )
+    assert inbox(desk, successor)[1:] == [SignalReceived("hello", (), f"{parent.run_id}-2"), CancelRequested("enough")]
+    told = inbox(desk, parent.run_id)
+    assert told[0] == MessageDelivered(2, successor)
+    assert isinstance(told[1], MessageFailed)
 
 
 def test_orphans_are_seen_to_batch_by_batch_as_their_policies_say(desk, parent):
