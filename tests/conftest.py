@@ -30,11 +30,19 @@ __all__ = ["pytest_addoption", "pytest_collection_finish", "pytest_collection_mo
 RUNNING_POSTGRES_URL = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 RUNNING_RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
 CONNECT_MAX_S = 3
+SLOW_FOLDERS = {"e2e", "cluster"}
+SLOW_FIXTURES = {"start_worker", "rabbitmq"}
 MIGRATED_DATABASES = 4  # a test that leaves something running must not meet the next one
 
 # Time limits belong to pytest-timeout: an example that is slow on a busy machine is no counterexample.
 hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("house")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Whatever starts worker processes is slow, and nobody must remember to say so."""
+    if SLOW_FOLDERS & set(item.path.parts) or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -51,6 +51,7 @@ def test_the_documents_show_something():
     assert len(blocks(ROOT / "README.md", "python")) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", [document for document in DOCUMENTS if blocks(document, "python")], ids=lambda document: document.name)
 def test_python_blocks_run_as_they_stand(document, folder):
     files = []
@@ -81,6 +82,7 @@ def broker(folder) -> Iterator[Valkey]:
         yield broker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", celery_lines())
 def test_celery_lines_start(line, folder, broker):
     settings = load({}, home=folder / "home")
@@ -136,6 +138,7 @@ SAYS = {
 """Example -> what it prints."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", sorted(path.stem for path in (ROOT / "examples").glob("*.py")))
 def test_the_examples_run(folder, example):
     settings = load({}, home=folder / "home", include=(example,))

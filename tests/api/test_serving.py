@@ -15,6 +15,8 @@ from tests.api.serving import launched, served
 
 RUNS = "/api/v1/workflows"
 
+pytestmark = pytest.mark.slow  # each starts the API as a process
+
 
 def test_it_serves_logs_json_and_ends_in_order(tmp_path, database_url):
     with served(tmp_path, "--workers", "2", database_url=database_url, broker_url=DEAD_BROKER) as server:

@@ -55,6 +55,7 @@ def beat(number: int, folder: Path, **settings: str) -> Iterator[Beat]:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.req("DC-04")
 def test_when_the_active_beat_is_killed_the_other_fires_the_next_timer_within_seconds(store, desk, database_url, valkey, tmp_path):
     queue = f"tocks-{SYSTEM.fresh_id()}"

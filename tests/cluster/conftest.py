@@ -20,7 +20,7 @@ from tests.e2e.processes import Shop, broker_of, numbers, site
 WORKERS = 2
 
 
-@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.slow)])
+@pytest.fixture(params=["valkey", "rabbitmq"])
 def celery_broker(request: pytest.FixtureRequest) -> CeleryTestBroker:
     """Each of our brokers, as a node."""
     server = request.getfixturevalue(request.param)

@@ -42,7 +42,6 @@ def celery_broker(request: pytest.FixtureRequest) -> CeleryTestBroker:
 
 
 @pytest.mark.docker
-@pytest.mark.slow
 @pytest.mark.req("DC-31")
 def test_a_cluster_with_a_broker_in_a_container_outlives_its_workers_and_its_broker(celery_setup: CeleryTestSetup, shop: Shop):
     outlives_its_workers_and_its_broker(celery_setup, shop)

@@ -40,7 +40,6 @@ def valkey_load(database_url: str, own_valkey: Valkey, tmp_path: Path) -> Iterat
         yield Load(opened)
 
 
-@pytest.mark.slow
 @pytest.mark.req("DC-24")
 def test_a_worker_killed_under_load_loses_nothing_and_repeats_only_what_was_in_flight(valkey_load: Load):
     load = valkey_load
@@ -52,7 +51,6 @@ def test_a_worker_killed_under_load_loses_nothing_and_repeats_only_what_was_in_f
     load.everybody_serves(killed=[victim])
 
 
-@pytest.mark.slow
 def test_a_broker_wiped_under_load_loses_and_repeats_nothing(postgres_url: str, own_valkey: Valkey, tmp_path: Path):
     with site(DoomedSite, tmp_path, postgres_url, own_valkey.url, forgotten_s=0.3) as opened:
         load = Load(opened)
@@ -64,7 +62,6 @@ def test_a_broker_wiped_under_load_loses_and_repeats_nothing(postgres_url: str, 
         load.everybody_serves()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["own_valkey", "rabbitmq"])
 def test_a_broker_killed_and_restarted_under_load_loses_nothing(request: Any, sqlite_url: str, tmp_path: Path, name: str):
     broker: Valkey | RabbitMQ = request.getfixturevalue(name)
@@ -79,7 +76,6 @@ def test_a_broker_killed_and_restarted_under_load_loses_nothing(request: Any, sq
         load.everybody_serves()
 
 
-@pytest.mark.slow
 def test_a_postgresql_killed_and_restarted_under_load_loses_and_repeats_nothing(own_postgres: Postgres, valkey: Valkey, tmp_path: Path):
     with site(DoomedSite, tmp_path, own_postgres.url, broker_of(valkey), forgotten_s=0.3) as opened:
         load = Load(opened)
@@ -90,7 +86,6 @@ def test_a_postgresql_killed_and_restarted_under_load_loses_and_repeats_nothing(
         load.everybody_serves()
 
 
-@pytest.mark.slow
 def test_killed_workers_a_killed_beat_and_a_wiped_broker_lose_nothing(chaos_site: DoomedSite):
     first, second = chaos_site.worker(), chaos_site.worker()
     beat = chaos_site.beat()

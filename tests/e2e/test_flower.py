@@ -6,8 +6,6 @@ import pytest
 
 from tests.e2e.processes import WAIT_MAX_S, Shop, broker_of, site, wait_until
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module", params=["fleet", "prefork"])
 def watched(request, valkey, tmp_path_factory):

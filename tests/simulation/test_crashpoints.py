@@ -18,19 +18,15 @@ __all__ = ["clock", "make_beat", "queue"]  # fixtures
 POINTS = all_points()
 OF_BEAT = [point for point in POINTS if point.startswith("beat.")]
 ELSEWHERE = {
-    "deadletters.drop:before_commit": "one transaction of an operator; nothing comes after it",
-    "deadletters.drop:after_commit": "one transaction of an operator; nothing comes after it",
-    "deadletters.replay:before_commit": "one transaction of an operator; nothing comes after it but rings",
-    "deadletters.replay:after_commit": "one transaction of an operator; nothing comes after it but rings",
-    **{
-        f"works.{act}:{when}_commit": "workers with agents die there in tests/e2e/test_agents_chaos.py"
-        for act in ("accept", "begin", "finish")
-        for when in ("before", "after")
-    },
-    "letters.add:before_commit": "a worker dies there in tests/e2e/test_agent_messages.py",
-    "letters.add:after_commit": "a worker dies there in tests/e2e/test_agent_messages.py",
+    "deadletters.": "one transaction of an operator; nothing comes after it but rings",
+    "tokens.": "one transaction of an operator or of a request; nothing comes after it",
+    "audit": "one row of a request that is over",
+    "fleet.": "commands and signs of life of agents: each is one transaction, and the fleet's workflows find what it wrote",
+    "works.": "workers with agents die there in tests/e2e/test_agents_chaos.py",
+    "letters.add": "a worker dies there in tests/e2e/test_agent_messages.py",
+    "bus.lease": "it is a lease like that of beat, and only says who tells; tests/e2e/test_bus.py",
 }
-"""Point -> why nobody dies there."""
+"""Beginning of a point -> why nobody of the simulation dies there: it knows neither operators nor agents."""
 
 PLAIN = ("sequence", "fan", "elsewhere", "at_most_once", "started_often")
 SCENARIOS = {
@@ -61,10 +57,11 @@ def test_there_are_many_points_and_every_commit_and_publish_has_some():
     assert len(POINTS) >= 25
     assert not nameless_commits(), "give these transactions a purpose: it names their crash points"
     assert not bare_sends(), "put crash points around these"
-    assert set(ELSEWHERE) <= set(POINTS)
+    assert all(any(point.startswith(elsewhere) for point in POINTS) for elsewhere in ELSEWHERE)
 
 
-@pytest.mark.parametrize("point", [point for point in POINTS if point not in OF_BEAT and point not in ELSEWHERE])
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [point for point in POINTS if point not in OF_BEAT and not point.startswith(tuple(ELSEWHERE))])
 def test_a_process_that_dies_there_harms_nothing(point):
     only = next((names for prefix, names in SCENARIOS.items() if point.startswith(prefix)), PLAIN)
     hits = 0

@@ -31,6 +31,7 @@ def test_a_seed_is_a_recording(seed):
     assert simulate(seed).trace == simulate(seed).trace
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_recording_for_every_process():
     def trace(hash_seed: str) -> str:
         code = "from tests.simulation.worlds import simulate; print(*simulate(7).trace, sep='\\n')"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from orchestrator.clock import SYSTEM
 from tests.workers.pool_app import wait_until
 
@@ -56,7 +54,6 @@ def test_a_full_worker_and_a_paused_one_are_not_taken_for_deaf(start_worker, val
     assert "is deaf" not in worker.log.read_text()
 
 
-@pytest.mark.slow
 def test_a_worker_survives_a_restart_of_rabbitmq(start_worker, rabbitmq):
     worker = start_worker(rabbitmq.url, "-c", "4")
     assert works(worker)
