@@ -93,7 +93,16 @@ class Reports:
 
     # --- what hosts report ---------------------------------------------------------------------------------------------------------
 
-    def ready(self, spec: AgentSpec, *, node: str, pid: int, pid_started_at: float, capabilities: Mapping[str, Any]) -> Agent:
+    def ready(
+        self,
+        spec: AgentSpec,
+        *,
+        node: str,
+        pid: int,
+        pid_started_at: float,
+        capabilities: Mapping[str, Any],
+        service_url: str | None = None,
+    ) -> Agent:
         """An agent's host says that it is there, before it takes any work; what comes back says whether it is to be paused.
 
         An agent that nobody has entered enters itself. Raises IllegalTransition while a former self still drains.
@@ -109,6 +118,7 @@ class Reports:
                 pid=pid,
                 pid_started_at=pid_started_at,
                 capabilities=capabilities,
+                service_url=service_url,
                 # One that replaces itself keeps its number.
                 started=agent.status is AgentStatus.STARTING or (agent.pid, agent.pid_started_at) != (pid, pid_started_at),
             )
@@ -194,6 +204,18 @@ class Reports:
         summary = Summary(self._clock.fresh_id(), agent_id, 0.0, document, start, end, count)
         self._write(lambda tx: vitals.add_summary(tx, summary))
         return summary.id
+
+    def turned(self, agent_id: str, trigger: Trigger | None, *, actor: str) -> Agent:
+        """An agent has paused or resumed itself, as somebody told it directly. Raises IllegalTransition."""
+
+        def act(tx: Transaction) -> Agent:
+            agent = agents.need(tx, agent_id, lock=True)
+            if trigger is None or trigger not in machines.AGENT[agent.status]:
+                return agent
+            desired = {Trigger.PAUSED: DesiredState.PAUSED, Trigger.RESUMED: DesiredState.RUNNING}[trigger]
+            return agents.change(tx, agent, trigger, Update(reason=f"{trigger} by {actor}", desired=desired))
+
+        return self._write(act)
 
     def flushed(self, agent_id: str) -> None:
         """An agent was asked for its summary and has nothing to tell: it owes none any more."""

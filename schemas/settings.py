@@ -82,6 +82,7 @@ class Settings(BaseModel):
     # --- the agent of this worker
     agent_id: str = Field("", description="id of the agent that a worker hosts; `orchestrator agent run` sets it")
     agent_type: str = Field("", description="its type")
+    agent_port: int | None = Field(None, ge=0, le=65535, description="port of its HTTP adapter, 0 for any free one; none: that of its spec")
     agent_logged: bool = Field(False, description="whoever started the worker keeps its output as the agent's log; it writes none itself")
 
     # --- the fleet

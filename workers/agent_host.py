@@ -28,9 +28,10 @@ from orchestrator.fleet import Fleet
 from orchestrator.store import works
 from orchestrator.works import Works, agent_queue, type_queue
 from schemas.agents import Agent, AgentSpec, AgentStatus, Heartbeat, RestartMode
-from schemas.messages import ErrorCode
+from schemas.messages import CommandResponse, ErrorCode
 from schemas.settings import Settings
 from workers import steps, vitals
+from workers.adapter import Adapter
 from workers.agent_class import agent_class
 from workers.coroutines import CoroutineLoop
 from workers.gpu import Gpu
@@ -58,7 +59,8 @@ class AgentHost:
 
     present: ClassVar[AgentHost | None] = None
 
-    def __init__(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
+    def __init__(self, worker: Any, act_on: Callable[..., CommandResponse]) -> None:  # noqa: ANN401 - a WorkController, which no stub knows
+        self.act_on = act_on  # what the adapter is told
         self.app: Celery = worker.app
         self.orchestrator: Orchestrator = orchestrator_of(worker.app)
         self.settings: Settings = self.orchestrator.settings
@@ -71,6 +73,7 @@ class AgentHost:
         self.broken = False  # its own agent could not be started
         self.replace = False  # this process shall become its own successor
         self.keeper: Keeper | None = None
+        self.adapter: Adapter | None = None
         self.works = Works(self.settings, store=self.orchestrator.store, bell=self.orchestrator.broker, clock=self.clock)
         self._worker = worker
         self._managed: set[str] = set()  # queues that are consumed because of agents
@@ -110,10 +113,15 @@ class AgentHost:
         agent = agent_class(spec)(spec, self.settings)
         hosted = Hosted(agent, self._around)
         hosted.start()
+        port = spec.port if self.settings.agent_port is None else self.settings.agent_port
+        if port is not None:
+            self.adapter = Adapter(hosted, self.works, partial(self.act_on, self, hosted), self.settings, port=port)
         registered = self._registered(hosted)
         hosted.paused = registered.status is AgentStatus.PAUSED
         HOSTED.add(hosted)
         self.align()
+        if self.adapter is not None:
+            self.adapter.start()
         log.info("agent %s of type %s is %s", spec.id, spec.type, registered.status, extra={"agent_id": spec.id})
         return hosted
 
@@ -148,6 +156,8 @@ class AgentHost:
             HOSTED.remove(hosted.id)
             if not self.replace:
                 self._report(partial(self.fleet.exited, hosted.id, 0, pid=os.getpid()))
+        if self.adapter is not None:
+            self.adapter.stop()
         self._closed.set()
         for pool in (self._acts, self._beats, self._flushes):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -200,11 +210,14 @@ class AgentHost:
         """Ask an agent for its summary and keep it; the answer says whether there was one."""
         return self._flushes.submit(self._flush, hosted)
 
-    def drain(self, hosted: Hosted) -> None:
-        """Take nothing more for an agent, and report when it has finished what it was asked before."""
+    def drain(self, hosted: Hosted, then: Callable[..., None] | None = None) -> None:
+        """Take nothing more for an agent, and report when it has finished what it was asked before.
+
+        `then` is called at that moment, or when the agent has had its time for that; `late` says which.
+        """
         hosted.draining = True
         self.align()
-        threading.Thread(target=self._watch_drain, args=(hosted,), name=f"agent-drain-{hosted.id}", daemon=True).start()
+        threading.Thread(target=self._watch_drain, args=(hosted, then), name=f"agent-drain-{hosted.id}", daemon=True).start()
 
     def end(self, *, forced: bool) -> None:
         """End this process in good order; by force, what runs goes on elsewhere."""
@@ -246,6 +259,7 @@ class AgentHost:
                     pid=os.getpid(),
                     pid_started_at=vitals.started_at(),
                     capabilities=dict(hosted.agent.capabilities),
+                    service_url=None if self.adapter is None else self.adapter.url,
                 )
             except (IllegalTransition, DatabaseUnavailable) as error:  # a former self may still be draining
                 if self.clock.monotonic() >= deadline:
@@ -277,10 +291,14 @@ class AgentHost:
             return {"summary": None}
         return {"summary": self.fleet.add_summary(hosted.id, orjson.dumps(gathered, option=orjson.OPT_NON_STR_KEYS).decode())}
 
-    def _watch_drain(self, hosted: Hosted) -> None:
+    def _watch_drain(self, hosted: Hosted, then: Callable[..., None] | None) -> None:
         store = self.orchestrator.store
+        deadline = self.clock.monotonic() + drain_s_of(hosted.spec, self.settings)
         while not self._closed.wait(DRAIN_LOOK_S):
             try:
+                if then is not None and self.clock.monotonic() >= deadline:
+                    then(late=True)
+                    return
                 if hosted.running:
                     continue
                 with store.transaction(readonly=True) as tx:
@@ -289,6 +307,8 @@ class AgentHost:
                 hosted.drained = True
                 self.align()
                 self.fleet.drained(hosted.id)
+                if then is not None:
+                    then(late=False)
                 return
             except DatabaseUnavailable as error:
                 log.warning("it cannot be told whether agent %s has drained: %s", hosted.id, error.message)

@@ -17,6 +17,7 @@ from orchestrator.celery import orchestrator_of, refuse
 from orchestrator.dispatch import AGENT_QUEUES
 from orchestrator.errors import SettingsError
 from workers import agent_log, orders, steps
+from workers.actions import act
 from workers.agent_host import AgentHost
 from workers.consumer import FleetConsumer, strategy_hooks
 from workers.hosted import HOSTED
@@ -52,7 +53,7 @@ class AgentStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:  # noqa: ANN401 - as above
         """Begin to host."""
-        host = AgentHost.present = worker.agents = AgentHost(worker)
+        host = AgentHost.present = worker.agents = AgentHost(worker, act)
         host.gpu.read()  # the first answer takes a moment
         if host.settings.fleet_queue in worker.app.amqp.queues.consume_from:
             host.keep()

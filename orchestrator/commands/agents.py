@@ -28,6 +28,7 @@ def run(
         str, typer.Argument(metavar="TYPE", help="Class of work: an agent package, or a class of a module of ORCHESTRATOR_INCLUDE.")
     ],
     id_: Annotated[str, typer.Option("--id", help="Its id in the fleet; the type if none is given.")] = "",
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Answer HTTP there; 0: on any free port.")] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=0, help="Works at once; 0: as its spec says.")] = 0,
 ) -> None:
     """Run an agent in this process: a Celery worker that consumes work.TYPE and agent.ID. Other options go to `celery worker`."""
@@ -35,7 +36,9 @@ def run(
         wanted = AgentSpec(id=id_ or type_, type=type_)
     except ValidationError as error:
         raise InvalidArgument(f"{error.errors()[0]['loc'][0]} of an agent: {error.errors()[0]['msg']}") from None
-    settings = current().model_copy(update={"agent_id": wanted.id, "agent_type": wanted.type})
+    settings = current().model_copy(
+        update={"agent_id": wanted.id, "agent_type": wanted.type, **({} if port is None else {"agent_port": port})}
+    )
     at_once = concurrency or _known(settings, wanted).concurrency
     queues = f"{type_queue(wanted.type)},{agent_queue(wanted.id)}"
     arguments = ["-Q", queues, "-n", f"{wanted.id}@%h", "-c", str(at_once), "-l", settings.log_level, *context.args]
