@@ -125,6 +125,7 @@ def describe_machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "load at the start": f"{os.getloadavg()[0]:.2f}",
+        **_scheduling(),
     }
 
 
@@ -291,6 +292,13 @@ def _plot(results: Results, path: Path) -> bool:
     axes.legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     return True
+
+
+def _scheduling() -> dict[str, str]:
+    """Whether all that is measured goes before whatever else runs on this machine (`chrt --rr 1 ./dev bench`): of use where it is never quiet."""
+    if not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == os.SCHED_OTHER:
+        return {}
+    return {"scheduling": "real time, for all peers alike: other programs had the CPU only when no measured process wanted it"}
 
 
 def _lines(path: str) -> list[str]:
