@@ -20,7 +20,7 @@ from orchestrator.core.supervision import News, Tidings
 from orchestrator.dispatch import Broker
 from orchestrator.store import Store, Transaction, agents, runs, vitals
 from orchestrator.store.agents import Update
-from schemas.agents import Agent, AgentCommand, AgentSpec, AgentStatus, DesiredState, Heartbeat, Summary
+from schemas.agents import Agent, AgentCommand, AgentKind, AgentSpec, AgentStatus, DesiredState, Heartbeat, Summary
 from schemas.history import RunStarted, SignalReceived
 from schemas.messages import ErrorCode
 from schemas.runs import IdConflictPolicy, NewRun
@@ -153,6 +153,16 @@ class Reports:
             return agent
 
         return self._write(act)
+
+    def attached(self, agent_id: str, node: str) -> None:
+        """A worker takes its works to the service of an agent."""
+
+        def act(tx: Transaction) -> None:
+            agent = agents.need(tx, agent_id, lock=True)
+            agents.host(tx, agent_id, node)
+            agents.note(tx, agent_id, "attached", meta={"node": node, "before": agent.node})
+
+        self._write(act)
 
     def drained(self, agent_id: str) -> None:
         """An agent that was to drain has nothing left to do."""
@@ -369,7 +379,11 @@ class Reports:
     def _abandoned(self, tx: Transaction) -> int:
         found = agents.get_many(tx, [agent.id for agent in agents.abandoned(tx, limit=BATCH_MAX)], lock=True)
         for agent in found:
-            self._exited(tx, agent, None, "its worker is gone")
+            if agent.spec.kind is AgentKind.HTTP and not agent.keeper:
+                agents.host(tx, agent.id, "")  # a service of its own lives on: it needs another worker
+                self._tell(tx, agent.id, Told(News.READY))
+            else:
+                self._exited(tx, agent, None, "its worker is gone")
         return len(found)
 
     def _silent(self, tx: Transaction, beat_up_s: float) -> int:

@@ -125,6 +125,22 @@ def spawn(agent_id: str) -> str:
     return ""
 
 
+@activity.defn(name="orchestrator.agent.attach")
+def attach(agent_id: str) -> str:
+    """Give a service that is hosted nowhere a worker that takes its works to it; every other agent has its host."""
+    here = present()
+    agent = here.fleet.find(agent_id)
+    if agent is None or agent.spec.kind is not AgentKind.HTTP or agent.node or not agent.service_url:
+        return ""
+    node = here.host_for(agent)
+    if node is None:
+        log.warning("the service of agent %s has no worker yet: %s", agent_id, UNKNOWN_HOST)
+        return ""
+    here.reach.node(node, "agent_attach", {"spec": agent.spec.model_dump(mode="json"), "service_url": agent.service_url})
+    here.fleet.attached(agent_id, node)
+    return ""
+
+
 @activity.defn(name="orchestrator.agent.drain")
 def drain(agent_id: str) -> str:
     """Have it take nothing more and finish what it has."""
@@ -189,6 +205,7 @@ def forget(agent_id: str) -> str:
 
 ACTS: Mapping[Act, Callable[[str], str]] = {
     Act.SPAWN: spawn,
+    Act.ATTACH: attach,
     Act.DRAIN: drain,
     Act.END: end,
     Act.END_BY_FORCE: end_by_force,
@@ -324,7 +341,7 @@ class Place:
         wanted = agent.spec.host
         if wanted:
             return next((node for node in nodes if wanted in {node, node.partition("@")[2]}), None)
-        hosted = [one.keeper for one in self.fleet.list_agents()]
+        hosted = [one.keeper or one.node for one in self.fleet.list_agents()]
         return min(nodes, key=lambda node: (hosted.count(node), node), default=None)
 
 

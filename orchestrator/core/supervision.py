@@ -46,6 +46,7 @@ class Act(StrEnum):
     """What a supervisor does; each is an activity."""
 
     SPAWN = "spawn"
+    ATTACH = "attach"  # a service that came by itself gets a worker that takes its works to it
     DRAIN = "drain"
     END = "end"
     END_BY_FORCE = "end_by_force"
@@ -93,11 +94,12 @@ P, N, A = Phase, News, Act
 PLAN: dict[Phase, dict[News, tuple[Phase, tuple[Act, ...]]]] = {
     P.IDLE: {
         N.START: (P.STARTING, (A.SPAWN,)),
+        N.READY: (P.IDLE, (A.ATTACH,)),
         N.STOP: (P.DRAINING, (A.DRAIN,)),
         N.RESTART: (P.DRAINING, (A.DRAIN,)),
     },
     P.STARTING: {
-        N.READY: (P.IDLE, ()),
+        N.READY: (P.IDLE, (A.ATTACH,)),
         N.STOP: (P.DRAINING, (A.DRAIN,)),
         N.RESTART: (P.DRAINING, (A.DRAIN,)),
         N.GONE: (P.STARTING, (A.SPAWN,)),  # it made room for its successor
@@ -118,7 +120,7 @@ PLAN: dict[Phase, dict[News, tuple[Phase, tuple[Act, ...]]]] = {
         N.START: (P.STARTING, (A.SPAWN,)),
         N.RESTART: (P.STARTING, (A.SPAWN,)),
         N.STOP: (P.IDLE, ()),
-        N.READY: (P.IDLE, ()),
+        N.READY: (P.IDLE, (A.ATTACH,)),
         N.LATE: (P.STARTING, (A.SPAWN,)),
     },
 }

@@ -242,6 +242,11 @@ def place(tx: Transaction, agent_id: str, *, keeper: str, node: str, pid: int, p
     tx.run(_PLACE, agent_id=agent_id, keeper=keeper, node=node, pid=pid, pid_started_at=float(pid_started_at))
 
 
+def host(tx: Transaction, agent_id: str, node: str) -> None:
+    """Note which worker hosts a locked agent; empty: none."""
+    tx.run("UPDATE agents SET node = :node WHERE agent_id = :agent_id", agent_id=agent_id, node=node)
+
+
 def remark(tx: Transaction, agent_id: str, meta: Mapping[str, Any]) -> None:
     """Write beside a locked agent's state what is being done about it."""
     tx.run("UPDATE agents SET meta = :meta WHERE agent_id = :agent_id", agent_id=agent_id, meta=documents.dump(dict(meta)))

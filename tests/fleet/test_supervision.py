@@ -45,6 +45,8 @@ class Twin(Reach):
             raise FleetError(f"worker {node} did not answer", code=ErrorCode.RC_TIMEOUT)
         if command == "agent_start":
             return self._start(AgentSpec(**arguments["spec"]))
+        if command == "agent_attach":
+            return {}
         agent_id = arguments["id"]
         if command in self.deaf:
             return {}
@@ -222,6 +224,20 @@ def test_a_removed_agent_and_its_supervisor_are_gone(fleet, twin, until, house, 
     fleet.remove("a-1", actor="ada")
     house.until(lambda: fleet.find("a-1") is None)
     house.client.get_handle(supervision_id("a-1")).result(timeout=10)
+
+
+@pytest.mark.req("S1-15")
+@pytest.mark.req("S1-17")
+def test_a_service_that_came_by_itself_gets_a_worker_and_another_one_when_that_is_gone(fleet, twin, house):  # noqa: F811 - the fixture
+    fleet.register_service("planner", "http://127.0.0.1:8100")
+    house.until(lambda: fleet.get("planner").node)
+    with house.store.transaction() as tx:
+        workers.remove(tx, "w")
+        tx.run("UPDATE agents SET node = 'host@here'")
+    fleet.recover()
+    house.until(lambda: fleet.get("planner").node == "worker-0")
+    assert fleet.get("planner").status is S.RUNNING
+    assert [command for _, command in twin.calls] == ["agent_attach"] * 2
 
 
 # --- the table by itself ---------------------------------------------------------------------------------------------------------
