@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -12,10 +13,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from orchestrator import demo as demonstration
+from orchestrator import demo_fleet as fleet_demonstration
 from orchestrator.commands.printing import AsJson, duration, notes, out, put, put_json, put_table
 from orchestrator.demo_workflows import FILES_MAX
 
 BROKEN_TOLD = 5
+FLEET = "fleet"
 
 app = typer.Typer(add_completion=False)
 
@@ -23,20 +26,31 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def demo(
     folder: Annotated[
-        Path | None, typer.Argument(help="A folder with Python files; default: the running Python's standard library.", readable=False)
+        str | None,
+        typer.Argument(
+            help="A folder with Python files, default: the running Python's standard library; or `fleet` (the folder is ./fleet)."
+        ),
     ] = None,
     *,
+    seconds: Annotated[
+        float, typer.Option(help="How long the fleet works.", min=fleet_demonstration.SECONDS_MIN)
+    ] = fleet_demonstration.SECONDS,
     as_json: AsJson = False,
 ) -> None:
-    """Watch a workflow survive the death of its worker.
+    """Watch a workflow survive the death of its worker; or a fleet of agents the death of one of each kind.
 
     A workflow looks at every Python file of a folder, one activity a file. Two workers share the work; one is killed with SIGKILL in the
     middle, and the broker is wiped. At the end its report is compared with one that was computed directly.
+
+    `demo fleet` starts three types of agents (native, child, http), gives them real work for a minute, pauses, drains, restarts and kills
+    some, and counts what was sent, done, executed twice and lost.
     """
     # SIGTERM and a closed terminal clean up as Ctrl-C does.
     for which in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(which, _interrupt)
-    wanted = (folder or demonstration.standard_library()).absolute()
+    if folder == FLEET:
+        _show_fleet(seconds, as_json=as_json)
+    wanted = Path(folder).absolute() if folder else demonstration.standard_library()
     files = demonstration.files_of(wanted)
     if not as_json:
         name = f"{wanted}" if folder else f"the standard library of Python {platform.python_version()}"
@@ -98,6 +112,48 @@ def _tell(result: demonstration.Result) -> None:
         out.print("The same as computed directly. Nothing was lost.", style="bold green")
     else:
         out.print(f"Not right: {result.problem or 'files were lost'}.", style="bold red", markup=False)
+
+
+def _show_fleet(seconds: float, *, as_json: bool) -> NoReturn:
+    if not as_json:
+        put("Three types of agents get real work. They are paused, drained, restarted, and one of each is killed.")
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[sent]:,} works sent"), TimeElapsedColumn())
+    with Progress(*columns, console=notes, disable=as_json) as bar:
+        task = bar.add_task("", total=seconds, sent=0)
+
+        def show(now: fleet_demonstration.Progress) -> None:
+            bar.update(task, description=now.stage, completed=now.done_s, sent=now.sent)
+
+        result = fleet_demonstration.run(seconds, show=show)
+    if as_json:
+        rows = [{name: _rounded(value) for name, value in asdict(row).items()} for row in result.rows]
+        put_json({"ok": result.ok, "lost": sum(row.lost for row in result.rows), "agents": rows, "took_s": _rounded(result.took_s)})
+        if not result.ok:
+            notes.print(f"error: {result.problem}", markup=False)
+    else:
+        put_table(
+            ("type", "kind", "sent", "done", "executed twice", "lost", "time to detect", "time to recover"),
+            [
+                (
+                    row.type,
+                    row.kind,
+                    f"{row.sent:,}",
+                    f"{row.done:,}",
+                    f"{row.executed_twice:,}",
+                    f"{row.lost:,}",
+                    duration(row.detect_s),
+                    duration(row.recover_s),
+                )
+                for row in result.rows
+            ],
+            empty="",
+        )
+        put("")
+        if result.ok:
+            out.print("Every work has its result, and every result is right. Nothing was lost.", style="bold green")
+        else:
+            out.print(f"Not right: {result.problem}.", style="bold red", markup=False)
+    raise typer.Exit(0 if result.ok else 1)
 
 
 def _rounded(value: object) -> object:
