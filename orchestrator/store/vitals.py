@@ -51,10 +51,13 @@ SELECT id, agent_id, at, document, "start", "end", count FROM summaries
 WHERE agent_id = :agent_id AND at < :before ORDER BY at DESC LIMIT :limit
 """
 _OVERDUE = """
-UPDATE agent_vitals SET flush_overdue = true, flush_timeouts = flush_timeouts + 1
-WHERE NOT flush_overdue AND last_flush_at <= {now} - :timeout_s AND (last_summary_at IS NULL OR last_summary_at < last_flush_at)
-  AND agent_id IN (SELECT agent_id FROM agents WHERE status = 'running')
-RETURNING agent_id
+WITH picked AS (
+    SELECT agent_id AS late FROM agent_vitals
+    WHERE NOT flush_overdue AND last_flush_at <= {now} - :timeout_s AND (last_summary_at IS NULL OR last_summary_at < last_flush_at)
+      AND agent_id IN (SELECT agent_id FROM agents WHERE status = 'running') ORDER BY agent_id {lock}
+)
+UPDATE agent_vitals SET flush_overdue = true, flush_timeouts = flush_timeouts + 1 FROM picked WHERE agent_vitals.agent_id = picked.late
+RETURNING agent_vitals.agent_id
 """
 _DUE = """
 SELECT a.agent_id, a.spec, v.last_heartbeat_at, v.last_flush_at, coalesce(a.started_at, a.created_at) FROM agents a LEFT JOIN agent_vitals v ON v.agent_id = a.agent_id
