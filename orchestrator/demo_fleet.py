@@ -161,8 +161,8 @@ class _Show:
             shipped[HASH].model_copy(update={"heartbeat_interval_s": 2.0}),
             shipped[MONITOR].model_copy(update={"heartbeat_interval_s": 2.0, "flush_interval_s": 3600.0}),
         ]
+        self._fleet.adopt(specs, discovery="demo")
         for spec in specs:
-            self._fleet.add(spec, discovery="demo")
             self._tell(spec.id, CommandName.START)
         self._stage = "three types of agents start: native, child, http"
         self._await(lambda: all(self._fleet.get(spec.id).status is AgentStatus.RUNNING for spec in specs), START_MAX_S, specs)
@@ -181,12 +181,10 @@ class _Show:
         self._fleet.command(agent_id, command, CommandParams(), actor=ACTOR)
 
     def _start_again(self, agent_id: str) -> None:
-        with suppress(FleetError):  # it may not have stopped yet; then it is told again, a little later
-            self._tell(agent_id, CommandName.START)
-            return
-        self._clock.sleep(LOOK_S)
-        if self._fleet.get(agent_id).status is AgentStatus.STOPPING:
-            self._start_again(agent_id)
+        deadline = self._clock.monotonic() + START_MAX_S
+        while self._fleet.get(agent_id).status is AgentStatus.STOPPING and self._clock.monotonic() < deadline:
+            self._clock.sleep(LOOK_S)
+        self._tell(agent_id, CommandName.START)
 
     def _kill(self, *agent_ids: str) -> None:
         for agent_id in agent_ids:

@@ -39,6 +39,7 @@ from workers.hosted import BODIES_MAX, HOSTED, Hosted, Surroundings
 from workers.intake import register_task
 from workers.keeper import Keeper
 from workers.pool import FleetPool
+from workers.service_host import ServiceHost
 from workers.steps import Presence
 from workers.threads import Threads
 
@@ -74,6 +75,8 @@ class AgentHost:
         self.replace = False  # this process shall become its own successor
         self.keeper: Keeper | None = None
         self.adapter: Adapter | None = None
+
+        self.services: ServiceHost | None = None
         self.works = Works(self.settings, store=self.orchestrator.store, bell=self.orchestrator.broker, clock=self.clock)
         self._worker = worker
         self._managed: set[str] = set()  # queues that are consumed because of agents
@@ -82,7 +85,7 @@ class AgentHost:
         self._beats = ThreadPoolExecutor(1, thread_name_prefix="agent-heartbeats")
         self._flushes = ThreadPoolExecutor(FLUSHES, thread_name_prefix="agent-flushes")
         self._closed = threading.Event()
-        self._around = Surroundings(self.orchestrator.store, Threads(BODIES_MAX, name="agent"), _loop_of(worker.pool), self.clock)
+        self.around = Surroundings(self.orchestrator.store, Threads(BODIES_MAX, name="agent"), _loop_of(worker.pool), self.clock)
 
     # --- coming and going --------------------------------------------------------------------------------------------------------
 
@@ -111,7 +114,7 @@ class AgentHost:
     def host(self, spec: AgentSpec) -> Hosted:
         """Make the agent of a spec, let it prepare itself, register it, consume its queues. Raises what it raises, and OrchestratorError."""
         agent = agent_class(spec)(spec, self.settings)
-        hosted = Hosted(agent, self._around)
+        hosted = Hosted(agent, self.around)
         hosted.start()
         port = spec.port if self.settings.agent_port is None else self.settings.agent_port
         if port is not None:
@@ -128,6 +131,9 @@ class AgentHost:
     def keep(self) -> None:
         """Start the processes of other agents from now on, when told to."""
         self.keeper = Keeper(self.fleet, self.orchestrator.store, self.settings, node=self.node, clock=self.clock)
+        self.app.loader.import_task_module(WORK)  # for works of services, which this worker takes to them
+        register_task(self.app)
+        self.services = ServiceHost(self)
 
     def own_spec(self) -> AgentSpec:
         """The spec of this worker's own agent: that of the fleet, or a plain one if nobody has entered it."""
@@ -144,17 +150,20 @@ class AgentHost:
         """Take nothing more; tell the fleet that its agents go."""
         for hosted in HOSTED.all():
             hosted.draining = True
-            self._report(partial(self.fleet.leaving, hosted.id, pid=os.getpid()))
+            if not self._speaks_for(hosted):
+                self._report(partial(self.fleet.leaving, hosted.id, pid=os.getpid()))
         self.align(targeted=True)
 
     def close(self) -> None:
         """Everything is done or given back: tidy up and report the end of each agent."""
+        if self.services is not None:
+            self.services.close()
         if self.keeper is not None:
             self.keeper.close(drain_s=self.settings.agent_drain_s)
         for hosted in HOSTED.all():
             hosted.stop()
             HOSTED.remove(hosted.id)
-            if not self.replace:
+            if not self.replace and not self._speaks_for(hosted):
                 self._report(partial(self.fleet.exited, hosted.id, 0, pid=os.getpid()))
         if self.adapter is not None:
             self.adapter.stop()
@@ -201,10 +210,20 @@ class AgentHost:
 
     def beat(self, agent_ids: Iterable[str] | None) -> int:
         """Measure these agents, or all, and write their heartbeats; how many will be written."""
-        chosen = [hosted for hosted in HOSTED.all() if agent_ids is None or hosted.id in set(agent_ids)]
+        named = None if agent_ids is None else set(agent_ids)
+        chosen = [hosted for hosted in HOSTED.all() if (named is None or hosted.id in named) and not self._speaks_for(hosted)]
+        if self.services is not None and named is not None:
+            self.services.beat(named)
         if chosen:
             self._beats.submit(self._beat, chosen)
         return len(chosen)
+
+    def _speaks_for(self, hosted: Hosted) -> bool:
+        return self.services is not None and self.services.has(hosted.id)
+
+    def drain_s(self, spec: AgentSpec) -> float:
+        """How long this agent may finish its work."""
+        return drain_s_of(spec, self.settings)
 
     def flush(self, hosted: Hosted) -> Future[dict[str, Any]]:
         """Ask an agent for its summary and keep it; the answer says whether there was one."""

@@ -132,6 +132,7 @@ class Hosted:
         if kept is None:
             result = self._execute(work, request, attempt, cancelled)
             if not last and result.error is not None and result.error.retryable:
+                self._refused(work.request_id, result.error)
                 return result
             self.cache.put(work.request_id, result)  # before the store: what is done must not be done again because that is away
             kept = self._finished(work.request_id, result)
@@ -192,6 +193,12 @@ class Hosted:
                 return works.finish(tx, request_id, result)
         finally:
             shield(up=False)
+
+    def _refused(self, request_id: str, error: WorkError) -> None:
+        """An agent that was not there has not begun: that is no execution."""
+        if error.code == ErrorCode.AGENT_UNAVAILABLE:
+            with self._around.store.transaction(purpose="works.begin") as tx:
+                works.not_begun(tx, request_id)
 
     def _execute(self, work: Work, request: WorkRequest, attempt: int, cancelled: Callable[[], bool]) -> WorkResult:
         work_type = request.work_type or next(iter(self.agent.capabilities))

@@ -48,12 +48,12 @@ class Keeper:
         """Whether a process of this agent runs here."""
         return any(running.agent_id == agent_id for running in self._processes.running())
 
-    def start(self, spec: AgentSpec) -> Future[dict[str, Any]]:
+    def start(self, spec: AgentSpec, env: Mapping[str, str] | None = None) -> Future[dict[str, Any]]:
         """Start the process of an agent; answers with its number, and the node that will host it."""
         self._sink.specs[spec.id] = spec
         native = spec.kind is AgentKind.NATIVE
-        started = self._processes.start(spec, extra_env={"ORCHESTRATOR_AGENT_LOGGED": "true"} if native else None)
-        node = {AgentKind.NATIVE: f"{spec.id}@{gethostname()}", AgentKind.CHILD: self._node, AgentKind.HTTP: ""}[spec.kind]
+        started = self._processes.start(spec, extra_env={"ORCHESTRATOR_AGENT_LOGGED": "true"} if native else env)
+        node = f"{spec.id}@{gethostname()}" if native else self._node
         return then(started, lambda done: {"pid": done.pid, "pid_started_at": done.pid_started_at, "node": node})
 
     def flush(self, agent_id: str) -> Future[dict[str, Any]]:

@@ -15,7 +15,7 @@ from celery.worker.control import control_command
 from pydantic import ValidationError
 
 from orchestrator.errors import FleetError, OrchestratorError
-from schemas.agents import AgentSpec
+from schemas.agents import AgentKind, AgentSpec
 from schemas.frames import Member
 from schemas.messages import ErrorCode
 from workers.agent_host import AgentHost, drain_s_of
@@ -110,18 +110,27 @@ def scale(id: str, delta: int, **_: Any) -> Answer:  # noqa: A002, ANN401 - as a
 def start(spec: Mapping[str, Any], **_: Any) -> Answer:  # noqa: ANN401 - as above
     """Start the process of an agent."""
     host = here()
-    if host.keeper is None:
+    if host.keeper is None or host.services is None:
         raise FleetError("this worker starts no agents; it does not consume the queue of the fleet", code=ErrorCode.START_FAILED)
-    try:
-        return host.keeper.start(AgentSpec.model_validate(spec))
-    except ValidationError as error:
-        raise FleetError(f"the spec is not valid: {error.errors()[0]['msg']}", code=ErrorCode.START_FAILED) from error
+    wanted = _spec(spec)
+    return host.services.start(wanted) if wanted.kind is AgentKind.HTTP else host.keeper.start(wanted)
+
+
+@order
+def attach(spec: Mapping[str, Any], service_url: str, **_: Any) -> Answer:  # noqa: ANN401 - as above
+    """Take works to a service that has come by itself."""
+    host = here()
+    if host.services is None:
+        raise FleetError("this worker speaks for no services; it does not consume the queue of the fleet", code=ErrorCode.AGENT_UNAVAILABLE)
+    return host.services.attach(_spec(spec), service_url)
 
 
 @order
 def end(id: str, forced: bool = False, **_: Any) -> Answer:  # noqa: A002, ANN401 - as above
     """End the agent's process; by force, without waiting for what it does."""
     host = here()
+    if host.services is not None and host.services.has(id) and not (forced and host.keeper is not None and host.keeper.has(id)):
+        return host.services.end(id)
     if HOSTED.get(id) is not None:
         host.end(forced=forced)
         return {}
@@ -139,6 +148,9 @@ def kill(id: str, **_: Any) -> Answer:  # noqa: A002, ANN401 - as above
 @order
 def restart(id: str, **_: Any) -> Answer:  # noqa: A002, ANN401 - as above
     """Drain, then become one's own successor."""
+    host = here()
+    if host.services is not None and host.services.has(id):
+        return host.services.restart(id)
     own(id)
     return {"mode": here().restart().value}
 
@@ -214,6 +226,13 @@ def metrics(id: str, **_: Any) -> Answer:  # noqa: A002, ANN401 - as above
 
 
 # --- how it is done --------------------------------------------------------------------------------------------------------------------
+
+
+def _spec(found: Mapping[str, Any]) -> AgentSpec:
+    try:
+        return AgentSpec.model_validate(found)
+    except ValidationError as error:
+        raise FleetError(f"the spec is not valid: {error.errors()[0]['msg']}", code=ErrorCode.START_FAILED) from error
 
 
 def here() -> AgentHost:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 from pydantic import ValidationError
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_exponential, wait_fixed
 
 from orchestrator.agent import Agent, WorkFailed, WorkRequest, WorkResult, info
 from orchestrator.errors import FleetError
@@ -78,6 +78,23 @@ class Service:
         again(self.get, "/health")
         return self.get("/info")
 
+    def await_gone(self, longest_s: float) -> None:
+        """Wait until nobody answers any more, or `longest_s` are over: it is about to replace its program."""
+        again = Retrying(
+            retry=retry_if_result(bool),
+            stop=stop_after_delay(longest_s),
+            wait=wait_fixed(WAIT_FIRST_S),
+            retry_error_callback=lambda _: None,
+        )
+        again(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/health")
+        except FleetError:
+            return False
+        return True
+
     def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: httpx.Timeout | None = None
     ) -> httpx.Response:
@@ -119,7 +136,9 @@ class ServiceAgent(Agent):
         try:
             reply = self.service.execute(body, work.timeout_s)
         except FleetError as error:
-            raise WorkFailed(error.message, code=error.code, retryable=True) from error
+            # Cut off in the middle, it may have been done: that counts as an execution.
+            reached = not isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
+            raise WorkFailed(error.message, code=ErrorCode.EXECUTION_FAILED if reached else error.code, retryable=True) from error
         return _result(self.id, reply)
 
     def health(self) -> tuple[Health, str]:

@@ -28,6 +28,9 @@ _BEGIN = """
 UPDATE works SET started_at = coalesce(started_at, {now}), executed_by = :executed_by, executions = executions + 1
 WHERE request_id = :request_id AND completed_at IS NULL RETURNING executions
 """
+_NOT_BEGUN = """
+UPDATE works SET executions = executions - 1 WHERE request_id = :request_id AND completed_at IS NULL AND executions > 0
+"""
 _FINISH = """
 UPDATE works SET completed_at = {now}, status = :status, exit_code = :exit_code, result = :result
 WHERE request_id = :request_id AND completed_at IS NULL RETURNING request_id
@@ -77,6 +80,11 @@ def begin(tx: Transaction, request_id: str, executed_by: str) -> int:
     """Count an execution by this agent; how many there were with this one, 0 if the work is done already or unknown."""
     rows = tx.run(_BEGIN, request_id=request_id, executed_by=executed_by)
     return int(rows[0][0]) if rows else 0
+
+
+def not_begun(tx: Transaction, request_id: str) -> None:
+    """Take an execution back: whoever was to do it could not be reached, or refused."""
+    tx.run(_NOT_BEGUN, request_id=request_id)
 
 
 def finish(tx: Transaction, request_id: str, result: WorkResult) -> WorkResult:

@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 
 VERSION = "1.0"
 HEARTBEAT_S = 15.0
-RETRY_S = 2.0  # before the manager is asked again when it was away
+RETRY_FIRST_S, RETRY_MAX_S = 1.0, 30.0  # before the manager is asked again when it was away; doubled each time
 BODY_BYTES_MAX = 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
 RESULTS_MAX = 1000  # remembered, so that a request that comes twice is done once
@@ -252,7 +252,7 @@ class Registration(threading.Thread):
 
     def run(self) -> None:
         """Register, then beat; a manager that does not know us any more is told anew."""
-        known = False
+        known, pause_s = False, RETRY_FIRST_S
         while not self._left.is_set():
             try:
                 if known:
@@ -262,12 +262,12 @@ class Registration(threading.Thread):
                     metadata = {"type": "file-hash", "name": self._agent.name}
                     self._post("register", {"id": self._agent.id, "serviceUrl": self._service_url, "metadata": metadata})
                     known = True
-                wait_s = HEARTBEAT_S
+                wait_s, pause_s = HEARTBEAT_S, RETRY_FIRST_S
             except urllib.error.HTTPError as error:
-                known, wait_s = known and error.code != 404, RETRY_S
+                known, wait_s, pause_s = known and error.code != 404, pause_s, min(pause_s * 2, RETRY_MAX_S)
                 self._agent.note(f"the manager answered {error.code}", "WARNING")
             except OSError as error:
-                wait_s = RETRY_S
+                wait_s, pause_s = pause_s, min(pause_s * 2, RETRY_MAX_S)
                 self._agent.note(f"the manager cannot be reached: {error}", "WARNING")
             self._left.wait(wait_s)
 
