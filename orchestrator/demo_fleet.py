@@ -28,7 +28,7 @@ from schemas.messages import CommandName, CommandParams, WorkRequest
 
 SECONDS = 60.0
 SECONDS_MIN = 10.0
-START_MAX_S = 60.0
+START_MAX_S = 120.0
 DRAIN_MAX_S = 60.0  # for what is left when the time is over
 ECHOES_PER_S = 40.0
 HASHES_PER_S = 10.0
@@ -100,7 +100,7 @@ class Sent:
 def run(seconds: float = SECONDS, *, show: Show = lambda progress: None, clock: Clock = SYSTEM) -> Result:
     """Run the demo in a home of its own that is removed at the end. Raises ServerUnavailable if the stack does not start."""
     with _home() as home:
-        settings = load({}, home=home, default_queue="demo", restart_window_s=60.0)
+        settings = load({}, home=home, default_queue="demo", start_timeout_s=START_MAX_S / 2)
         show(Progress("starting broker, an agent host and beat", seconds=seconds))
         plan = Plan(workers=1, queues=(settings.fleet_queue,), concurrency=8)
         with Stack(settings, plan, clock=clock), Fleet(settings) as fleet, Works(settings) as works:

@@ -72,7 +72,7 @@ class Twin(Reach):
 
 @pytest.fixture
 def settings(house: House):  # noqa: F811 - the fixture
-    return house.settings.model_copy(update={"remote_control_s": 5.0, "start_timeout_s": 0.3, "terminate_grace_s": 0.2, "restarts_max": 1})
+    return house.settings.model_copy(update={"remote_control_s": 20.0, "start_timeout_s": 0.3, "terminate_grace_s": 0.2, "restarts_max": 1})
 
 
 @pytest.fixture
