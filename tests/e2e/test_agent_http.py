@@ -80,7 +80,8 @@ def test_a_work_by_http_is_answered_with_its_result_or_a_receipt(place: AgentSit
 @pytest.mark.req("S1-07", "S1-09", "S1-10", "S1-11", "S1-36")
 def test_what_an_agent_cannot_understand_is_told_as_json(place: AgentSite, noting):
     with face(place, "n-1") as http:
-        for body in ({}, {"parameters": 5}, {"parameters": {}, "executable": "sh"}, []):
+        bodies: list[object] = [{}, {"parameters": 5}, {"parameters": {}, "executable": "sh"}, []]
+        for body in bodies:
             assert code(http.post("/execute", json=body)) == "invalid_request"
         assert code(http.post("/execute", content=b"{not json")) == "invalid_request"
         fly = http.post("/action", json={"action": "fly"})
