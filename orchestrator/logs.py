@@ -16,8 +16,8 @@ from schemas.settings import Settings
 LINES_SHOWN = 100
 LINES_MAX = 10_000
 BLOCK_BYTES = 64 * 1024
-TAIL_BYTES_MAX = 16 * 1024 * 1024
-FILES_MAX = 1000
+TAIL_BYTES_MAX = 8 * 1024 * 1024
+FILES_MAX = 500
 
 
 def latest(settings: Settings, agent_id: str | None, lines: int) -> list[dict[str, Json]]:
@@ -26,8 +26,9 @@ def latest(settings: Settings, agent_id: str | None, lines: int) -> list[dict[st
     found: list[dict[str, Json]] = []
     for file in files:
         found += [read(text, file.stem) for text in tail(file, lines)]
-    found.sort(key=lambda line: str(line.get("ts", "")))  # as they were written where they do not say when
-    return found[-lines:]
+        found.sort(key=lambda line: str(line.get("ts", "")))  # as they were written where they do not say when
+        del found[:-lines]
+    return found
 
 
 def folder_of(settings: Settings) -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import Request
 
+from orchestrator.api.admission import ANYBODY
 from orchestrator.api.bodies import WebToken
-from orchestrator.api.gate import ANYBODY
 from orchestrator.api.guard import router as guarded
 from orchestrator.api.services import Caller, Here
 from orchestrator.errors import FleetError
@@ -19,4 +19,4 @@ def issue(here: Here, principal: Caller, request: Request) -> WebToken:
     """Change a key for a web token with the same role, good for jwt_ttl_s seconds, at most as long as the key itself."""
     if principal == ANYBODY or request.headers.get("authorization", "").count(".") == 2:
         raise FleetError("show an API token or the manager token; a web token is made from those", code=ErrorCode.UNAUTHORIZED)
-    return WebToken(access_token=here.gate.issue(principal), expires_in=here.settings.jwt_ttl_s, role=str(principal.role))
+    return WebToken(access_token=here.admission.issue(principal), expires_in=here.settings.jwt_ttl_s, role=str(principal.role))

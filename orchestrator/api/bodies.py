@@ -151,7 +151,7 @@ class WorkflowPage(Told):
     """One page of the list."""
 
     workflows: list[WorkflowView]
-    next_page: str | None = Field(description="to give as `page_after`; null on the last page")
+    next_page: str | None = Field(description="to give as `page_after`; null if this page is not full")
 
 
 class ActivityView(Told):
@@ -220,7 +220,7 @@ class History(Told):
     workflow_id: str
     run_id: str
     turns: list[TurnView]
-    next_turn: int | None = Field(description="to give as `after_turn`; null on the last page")
+    next_turn: int | None = Field(description="to give as `after_turn`; null if this page is not full")
 
 
 class WorkflowResult(Told):
@@ -286,7 +286,7 @@ class DeadLetterPage(Told):
     """One page of dead letters, newest first."""
 
     dead_letters: list[DeadLetterView]
-    next_page: str | None = Field(description="to give as `after`; null on the last page")
+    next_page: str | None = Field(description="to give as `after`; null if this page is not full")
 
 
 class ReplayedView(Told):
@@ -320,7 +320,7 @@ class AuditPage(Told):
     """One page of the audit, newest first."""
 
     entries: list[AuditView]
-    next_page: int | None = Field(description="to give as `before`; null on the last page")
+    next_page: int | None = Field(description="to give as `before`; null if this page is not full")
 
 
 class LogLines(Told):

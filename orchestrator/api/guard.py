@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
 from orchestrator import auditing
-from orchestrator.api import gate
+from orchestrator.api import admission
 from orchestrator.api.errors import response_to, told
 from orchestrator.api.permissions import RULES, Rule
 from orchestrator.api.requests import about
@@ -30,8 +30,8 @@ class StrictJson(Request):
         """The whole body; raises HTTPException (413) as soon as it is too long."""
         if not hasattr(self, "_body"):
             most: int = self.app.state.services.body_bytes_max
-            told = self.headers.get("content-length", "")
-            chunks, size = [], int(told) if told.isdecimal() and int(told) > most else 0
+            length = self.headers.get("content-length", "")
+            chunks, size = [], int(length) if length.isdecimal() and int(length) > most else 0
             if not size:
                 async for chunk in self.stream():
                     chunks.append(chunk)
@@ -72,11 +72,13 @@ class Guarded(APIRoute):
                 if reads_body:
                     _check_media_type(request)
                 response = await handler(request)
+                if response.status_code >= HTTPStatus.BAD_REQUEST:  # of a service, or of a work that failed: passed on as it is
+                    outcome = f"status_{response.status_code}"
             except Exception as error:  # noqa: BLE001 - every error has an answer, those of ours too
                 outcome = told(error)[1].code
                 about(request)["actor"] = getattr(error, "actor", "") or about(request)["actor"]
                 response = response_to(request, error)
-            if rule.act:
+            if rule.action:
                 await run_in_threadpool(_enter, request, rule, outcome)
             return response
 
@@ -90,10 +92,10 @@ def router(*, tags: list[str]) -> APIRouter:
 
 async def _admitted(request: Request, rule: Rule) -> Principal:
     if rule.role is None:
-        return Principal("", gate.ANYBODY.role)
+        return Principal("", admission.ANYBODY.role)
     services: Services = request.app.state.services
     peer = request.client.host if request.client else None
-    principal = await run_in_threadpool(services.gate.admit, request.headers, peer, rule.role)
+    principal = await run_in_threadpool(services.admission.admit, request.headers, peer, rule.role)
     about(request)["actor"] = principal.actor
     return principal
 
@@ -112,8 +114,8 @@ def _enter(request: Request, rule: Rule, outcome: str) -> None:
     target = getattr(request.state, "target", "") or rule.target.format_map(request.path_params)
     auditing.record(
         services.store,
-        actor=facts["actor"] or gate.NOBODY,
-        action=rule.act,
+        actor=facts["actor"] or admission.NOBODY,
+        action=rule.action,
         target=target,
         outcome=outcome,
         params=_params(request),

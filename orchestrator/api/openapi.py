@@ -115,7 +115,7 @@ def _statuses(operation: dict[str, Any], path: str, rule: Rule) -> list[int]:
         found += [401, 403]
     if "{" in path or rule.role is Role.AGENT or path == "/api/v1/work":
         found.append(404)
-    if rule.act:
+    if rule.action:
         found.append(409)
     if "requestBody" in operation:
         found += [413, 415]

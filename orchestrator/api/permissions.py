@@ -1,4 +1,4 @@
-"""Who may call what, and which calls are acts; law: one row a route, and a route without a row does not start."""
+"""Who may call what, and what the audit calls it; law: one row a route, and a route without a row does not start."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from schemas.access import Role
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a call needs, and how the audit names it. Without `role` nobody is asked; without `act` it is no act and is not audited."""
+    """What a call needs, and how the audit names it. Without `role` nobody is asked; without `action` it only looks and is not audited."""
 
     role: Role | None = None
-    act: str = ""
+    action: str = ""
     target: str = ""  # parameters of the path in braces
 
 

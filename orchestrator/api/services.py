@@ -12,7 +12,7 @@ from typing import Annotated
 import orjson
 from fastapi import Depends, Request
 
-from orchestrator.api.gate import Gate
+from orchestrator.api.admission import Admission
 from orchestrator.api.metrics import Metrics
 from orchestrator.api.proxy import Proxy
 from orchestrator.api.readiness import Readiness
@@ -37,7 +37,7 @@ WAITING_MAX = 60  # handlers that wait for something; the others of the thread p
 
 
 class Services:
-    """The client, the store and the gate of one application."""
+    """The client, the store and the admission of one application."""
 
     def __init__(self, settings: Settings, *, store: Store | None = None, bell: Broker | None = None, clock: Clock = SYSTEM) -> None:
         self.settings = settings
@@ -52,7 +52,7 @@ class Services:
         self.works = Works(settings, store=self.store, bell=bell, clock=clock)
         self.watch = Watch(self.fleet, clock)
         self.proxy = Proxy(settings)
-        self.gate = Gate(settings, self.store, clock)
+        self.admission = Admission(settings, self.store, clock)
         self.readiness = Readiness(self._app, settings, self.store, clock)
         self.body_bytes_max = settings.payload_bytes_max + BODY_OVERHEAD_BYTES
         self.metrics = Metrics(self.store, clock)

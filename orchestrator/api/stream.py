@@ -40,11 +40,11 @@ async def stream(
 ) -> AsyncIterator[ServerSentEvent]:
     """Everything that happens to agents, as server-sent events named `agent`; their data is that of /api/v1/agents/{agent_id}/events."""
     until = here.clock.monotonic() + KEEP_OPEN_S
-    ear = here.watch.ear(last_event_id)
+    follower = here.watch.follower(last_event_id)
     yield ServerSentEvent(comment="listening", retry=1000)
-    while here.clock.monotonic() < until:
+    while here.clock.monotonic() < until and not here.watch.closed:
         try:
-            for event in await ear.news():
+            for event in await follower.news():
                 yield ServerSentEvent(event="agent", id=event.id, data=EventView.of(event))
         except DatabaseUnavailable:
             pass  # it listens on

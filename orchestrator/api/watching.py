@@ -36,6 +36,11 @@ class Watch:
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._kept: deque[AgentEvent] = deque(maxlen=KEPT_MAX)
         self.count = 0  # events since the watch began
+        self.closed = False
+
+    def close(self) -> None:
+        """Let everybody who listens go."""
+        self.closed = True
 
     @contextmanager
     def listening(self) -> Iterator[int]:
@@ -49,9 +54,9 @@ class Watch:
             with self._counting:
                 self._listeners -= 1
 
-    def ear(self, heard: int | None) -> Ear:
+    def follower(self, heard: int | None) -> Follower:
         """One listener, who has heard everything up to an event, or wants what comes from now on."""
-        return Ear(self, heard)
+        return Follower(self, heard)
 
     async def look(self) -> None:
         """Look at the store, unless somebody has done so a moment ago. Raises DatabaseUnavailable."""
@@ -92,7 +97,7 @@ class Watch:
         return self.count > before
 
 
-class Ear:
+class Follower:
     """How far one listener is."""
 
     def __init__(self, watch: Watch, heard: int | None) -> None:

@@ -15,8 +15,9 @@ from orchestrator.api.guard import router as guarded
 from orchestrator.api.services import Caller, Here, Services
 from orchestrator.core.machines import REFUSALS
 from orchestrator.errors import FleetError, ResultTimeout
+from orchestrator.store import workers
 from orchestrator.telemetry import current_trace
-from orchestrator.works import Receipt
+from orchestrator.works import Receipt, agent_queue
 from schemas.access import Principal
 from schemas.agents import Agent, AgentKind
 from schemas.codes import HTTP_STATUS, ErrorCode
@@ -41,6 +42,8 @@ def submit(wanted: WorkOrder, here: Here, caller: Caller, request: Request, *, r
     request.state.target = f"agent:{wanted.agent_id}" if wanted.agent_id else f"type:{wanted.agent_type}"
     if not (wanted.agent_id or wanted.agent_type):
         raise FleetError("a work needs agent_type or agent_id", code=ErrorCode.INVALID_REQUEST)
+    if wanted.agent_id:
+        _check_hosted(here, here.fleet.get(wanted.agent_id))
     receipt = here.works.submit(
         work_request(wanted),
         agent_id=wanted.agent_id or "",
@@ -76,6 +79,7 @@ def executed(
     seconds = here.settings.execute_wait_s if wait is None else wait
     if agent.spec.kind is AgentKind.HTTP and wait != 0:
         return _of_service(here, agent, wanted, request_id=request_id, wait=seconds)
+    _check_hosted(here, agent)
     receipt = here.works.submit(
         work_request(wanted),
         agent_id=agent_id,
@@ -125,6 +129,20 @@ def trace_id() -> UUID | None:
     """The trace of this request, as works know it."""
     trace = current_trace()
     return UUID(hex=trace.trace_id) if trace else None
+
+
+def _check_hosted(here: Services, agent: Agent) -> None:
+    """Refuse work that would wait for ever: that of a service for which no worker of ours stands."""
+    if agent.spec.kind is not AgentKind.HTTP:
+        return
+    queue = agent_queue(agent.id)
+    with here.store.transaction(readonly=True) as tx:
+        served = any(queue in row.identity.queues for row in workers.list_workers(tx) if not row.expired)
+    if not served:
+        message = (
+            f"no worker stands for the service of agent {agent.id!r}, so it can only be asked and waited for: …/execute without wait=0"
+        )
+        raise FleetError(message, code=ErrorCode.NO_CAPACITY)
 
 
 def _of_service(here: Services, agent: Agent, wanted: WorkBody, *, request_id: UUID | None, wait: float) -> Response:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from orchestrator import dispatch, settings
-from orchestrator.commands.printing import AsJson, moment, put, put_json, put_table
+from orchestrator.auditing import audited
+from orchestrator.commands.printing import AsJson, actor, moment, put, put_json, put_table
 from orchestrator.dispatch import CeleryBroker, celery_for
 from orchestrator.errors import InvalidArgument
 from orchestrator.store import Store, control
@@ -39,7 +42,7 @@ def drop(
     letter_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The letters to drop for good.")], *, as_json: AsJson = False
 ) -> None:
     """Drop dead letters for good."""
-    with Store.of(settings.current()) as store, store.transaction(purpose="deadletters.drop") as tx:
+    with Store.of(settings.current()) as store, _acting(store, "drop", letter_ids), store.transaction(purpose="deadletters.drop") as tx:
         unknown = [letter_id for letter_id in letter_ids if not control.remove_dead_letter(tx, letter_id)]
         if unknown:
             raise InvalidArgument(f"there is no dead letter {', '.join(unknown)}; nothing was dropped")
@@ -63,7 +66,7 @@ def replay(
     if everything == bool(letter_ids):
         raise InvalidArgument("name the letters to replay, or say --all.")
     found = settings.current()
-    with Store.of(found) as store:
+    with Store.of(found) as store, _acting(store, "replay", letter_ids or ["--all"]):
         broker = CeleryBroker(celery_for(found), window_s=0.0)
         replayed = [dispatch.replay_letter(store, broker, letter_id) for letter_id in letter_ids or _all_ids(store)]
         broker.flush()
@@ -86,6 +89,11 @@ def _all_ids(store: Store) -> list[str]:
         if len(page) < control.DEAD_LETTERS_PAGE_MAX:
             break
     return ids
+
+
+def _acting(store: Store, what: str, letter_ids: Sequence[str]) -> AbstractContextManager[None]:
+    target = letter_ids[0] if len(letter_ids) == 1 else f"{len(letter_ids)} letters"
+    return audited(store, actor=actor(), action=f"deadletter.{what}", target=f"deadletter:{target}", params={"ids": list(letter_ids)})
 
 
 def _row(letter: DeadLetter) -> tuple[str, str, str, str, str]:

@@ -11,7 +11,7 @@ import uvicorn
 
 from orchestrator import settings as settings_module
 from orchestrator.api import create_app
-from orchestrator.api.gate import is_local
+from orchestrator.api.admission import is_local
 from orchestrator.errors import SettingsError
 from orchestrator.settings import embedded_database
 from orchestrator.store import Store
@@ -20,6 +20,7 @@ from schemas.settings import Settings
 
 WORKERS_MAX = 32
 GRACE_S = 10  # how long requests may go on when the server is told to stop
+SILENT_S = 30  # after which a server process counts as hung; on a busy machine it takes some seconds to begin
 APPLICATION = "orchestrator.api.server:application"
 
 app = typer.Typer(add_completion=False)
@@ -70,6 +71,7 @@ def api(
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
+        timeout_worker_healthcheck=SILENT_S,
         **certificates.options,
     )
 

@@ -16,11 +16,11 @@ from orchestrator.clock import SYSTEM
 from orchestrator.servers import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_MAX_S = 30.0
+READY_MAX_S = 60.0
 
 
 class Server:
-    """`orchestrator api`, answering."""
+    """`orchestrator api`, and a client that speaks to it."""
 
     def __init__(self, folder: Path, *words: str, scheme: str = "http", tls: Any = True, **settings: object) -> None:
         (self.port,) = free_ports(1)
@@ -28,6 +28,8 @@ class Server:
         self.log = folder / f"api-{self.port}.log"
         self.process = launched(folder, self.log, "--port", str(self.port), *words, **settings)
         self.http = httpx.Client(base_url=self.url, timeout=20, verify=tls)
+
+    def await_ready(self) -> None:
         deadline = SYSTEM.monotonic() + READY_MAX_S
         while not self.answers():
             assert self.process.poll() is None, self.log.read_text()
@@ -53,6 +55,7 @@ def launched(folder: Path, log: Path, *words: str, **settings: object) -> subpro
 def served(folder: Path, *words: str, **options: Any) -> Iterator[Server]:
     server = Server(folder, *words, **options)
     try:
+        server.await_ready()
         yield server
     finally:
         server.http.close()

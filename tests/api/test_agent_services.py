@@ -138,6 +138,17 @@ def test_a_work_is_forwarded_and_answered(api, dummy):
     assert api.http.post(f"{SERVICES}/planner/execute", json={}).status_code == 400
 
 
+def test_a_work_that_nobody_would_do_is_not_accepted(api, dummy):
+    register(api, dummy.url)
+    for path, body, wait in (
+        (f"{SERVICES}/planner/execute", {"parameters": {}}, {"wait": 0}),
+        ("/api/v1/work", {"agent_id": "planner"}, {}),
+    ):
+        answer = api.http.post(path, json=body, params=wait)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_capacity")
+    assert dummy.asked == []
+
+
 @pytest.mark.req("S1-14")
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 418, 500, 503])
 def test_the_status_and_the_body_of_a_service_are_passed_on(api, dummy, status):
@@ -145,6 +156,7 @@ def test_the_status_and_the_body_of_a_service_are_passed_on(api, dummy, status):
     dummy.answers["/execute"] = (status, {"error": {"code": "mine", "message": "as I say", "details": [1]}})
     answer = api.http.post(f"{SERVICES}/planner/execute", json={"parameters": {}})
     assert (answer.status_code, answer.json()) == (status, {"error": {"code": "mine", "message": "as I say", "details": [1]}})
+    assert api.audit()[0].outcome == f"status_{status}"
 
 
 def test_what_is_no_json_is_passed_on_as_json(api, dummy):

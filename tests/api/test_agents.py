@@ -135,7 +135,7 @@ def test_orders_answer_with_where_the_agent_stands_now(api, fleet):
     assert (events[0]["before"], events[0]["after"], events[0]["reason"]) == ("running", "stopping", "new version")
 
 
-@pytest.mark.req("S1-13")
+@pytest.mark.req("S1-13", "S2-01")
 @pytest.mark.parametrize("act, body", [("pause", {}), ("flush", {}), ("pool", {"delta": 1}), ("sequence", {"sequence": ["flush"]})])
 def test_an_order_that_nobody_carries_out_is_503_and_changes_nothing(open_api, act, body):
     api = open_api(remote_control_s=0.05)
@@ -194,6 +194,31 @@ def test_an_unknown_agent_is_unknown_to_every_question(api):
     assert (metrics.status_code, metrics.json()) == (404, {})
     for question in ("status", "logs", "events", "commands", "summaries"):
         refused(api.http.get(f"{AGENTS}/nobody/{question}"), 404, "agent_not_found")
+
+
+@pytest.mark.req("S2-31", "S2-04")
+def test_each_state_is_told_in_lower_case(open_api):
+    api = open_api(heartbeat_timeout_s=0.01, registry_ttl_s=0.01)
+    fleet = api.app.state.services.fleet
+    api.http.post(AGENTS, json={**SPEC, "heartbeat_interval_s": 0.001})
+
+    def status():
+        return api.http.get(f"{AGENTS}/a-1/status").json()["status"]
+
+    told = [status()]
+    api.http.post(f"{AGENTS}/a-1/start")
+    told.append(status())
+    running(fleet)
+    told.append(status())
+    while status() == "running":
+        fleet.monitor(beat_up_s=3600)
+    told.append(status())
+    running(fleet)
+    fleet.exited("a-1", 3)
+    told.append(status())
+    assert api.http.get(f"{AGENTS}/a-1").json()["meta"]["exit_code"] == 3
+    assert api.http.post(f"{AGENTS}/a-1/stop").json()["result"]["state"] == "stopped", "which acknowledges the error"
+    assert told == ["stopped", "starting", "running", "inactive", "error"]
 
 
 def test_summaries_are_told_word_for_word(api, fleet):

@@ -8,7 +8,7 @@ from orchestrator.api.permissions import RULES
 from schemas.access import Role
 
 RUNS = "/api/v1/workflows"
-ACTS = [(method, path, rule) for (method, path), rule in RULES.items() if rule.act]
+ACTS = [(method, path, rule) for (method, path), rule in RULES.items() if rule.action]
 
 
 def address(path):
@@ -35,12 +35,12 @@ def test_what_was_done_is_there_once(api):
 def test_every_act_is_audited_when_it_is_refused(guarded_api, method, path, rule):
     assert guarded_api.http.request(method, address(path)).status_code == 401
     (entry,) = guarded_api.audit()
-    assert (entry.actor, entry.action, entry.outcome) == ("unknown", rule.act, "unauthorized")
+    assert (entry.actor, entry.action, entry.outcome) == ("unknown", rule.action, "unauthorized")
     if rule.role is Role.VIEWER:
         return
     assert guarded_api.http.request(method, address(path), headers=guarded_api.token(Role.VIEWER, "nosy")).status_code == 403
     entry, _ = guarded_api.audit()
-    assert (entry.actor, entry.action, entry.outcome) == ("token:nosy", rule.act, "forbidden")
+    assert (entry.actor, entry.action, entry.outcome) == ("token:nosy", rule.action, "forbidden")
 
 
 @pytest.mark.req("S2-42")

@@ -55,8 +55,9 @@ def listening(server: Server, **headers: str) -> Iterator[Queue[Any]]:
     reply = heard.get(timeout=20)
     assert reply.headers["content-type"].startswith("text/event-stream")
     yield heard
-    # A shutdown of the socket wakes whoever reads from it, in any thread.
-    reply.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+    with suppress(OSError):  # the server may have closed it
+        # A shutdown of the socket wakes whoever reads from it, in any thread.
+        reply.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
     thread.join(20)
 
 
@@ -80,6 +81,14 @@ def test_events_are_told_in_order_and_those_missed_when_somebody_comes_back(serv
     post(server, "", id="c", type="echo")
     with listening(server, **{"Last-Event-ID": events[0]["id"]}) as again:
         assert [again.get(timeout=20)["data"]["agent_id"] for _ in range(2)] == ["b", "c"]
+
+
+def test_whoever_listens_does_not_hold_up_the_end_of_the_server(server):
+    with listening(server):
+        began = SYSTEM.monotonic()
+        server.process.terminate()
+        server.process.wait(20)
+        assert SYSTEM.monotonic() - began < 8, "of the ten seconds that it waits for requests"
 
 
 class Records(Fleet):
@@ -114,11 +123,11 @@ def told(steps) -> list[int]:
 
     async def run() -> list[int]:
         fleet.events_there += steps[0]
-        ear, heard = watch.ear(None), []
-        await ear.news()
+        follower, heard = watch.follower(None), []
+        await follower.news()
         for step in steps[1:]:
             fleet.events_there += step
-            heard += [int(event.id) for event in await ear.news()]
+            heard += [int(event.id) for event in await follower.news()]
         return heard
 
     return anyio.run(run)
@@ -136,7 +145,7 @@ def test_whoever_is_slower_than_memory_hears_the_rest_from_the_store(monkeypatch
     watch = Watch(fleet, Moving())  # type: ignore[arg-type] # all it needs of a clock
 
     async def run() -> list[int]:
-        slow, other, heard = watch.ear(0), watch.ear(None), []
+        slow, other, heard = watch.follower(0), watch.follower(None), []
         await slow.news()
         for number in range(1, 21):
             fleet.events_there.append(number)
@@ -170,12 +179,12 @@ def test_the_store_is_looked_at_once_a_pause_however_many_listen(database_url):
     watch = Watch(fleet, SYSTEM)
 
     async def run() -> list[list[AgentEvent]]:
-        ears = [watch.ear(None) for _ in range(50)]
-        for ear in ears:
-            await ear.news()
+        followers = [watch.follower(None) for _ in range(50)]
+        for follower in followers:
+            await follower.news()
         fleet.add(AgentSpec(id="a", type="echo"))
         await anyio.sleep(watching.PAUSE_S)
-        return [await ear.news() for ear in ears]
+        return [await follower.news() for follower in followers]
 
     heard = anyio.run(run)
     assert [len(events) for events in heard] == [1] * 50

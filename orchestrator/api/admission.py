@@ -32,7 +32,6 @@ KEY_CHARACTERS_MAX = 4096
 
 _ISSUER = "orchestrator"
 _ALGORITHM = "HS256"
-_LOCAL_NAMES = frozenset({"localhost", "testserver"})
 
 
 def is_local(address: str | None) -> bool:
@@ -42,10 +41,10 @@ def is_local(address: str | None) -> bool:
     try:
         return ipaddress.ip_address(address.strip("[]").partition("%")[0]).is_loopback
     except ValueError:
-        return address.lower() in _LOCAL_NAMES
+        return address.lower() == "localhost"
 
 
-class Gate:
+class Admission:
     """Finds out who calls, and whether they may. Raises SettingsError if its settings cannot keep anybody out."""
 
     def __init__(self, settings: Settings, store: Store, clock: Clock) -> None:
