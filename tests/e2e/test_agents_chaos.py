@@ -15,8 +15,9 @@ import pytest
 
 from orchestrator.clock import SYSTEM
 from orchestrator.errors import FleetError
-from schemas.agents import AgentStatus
+from schemas.agents import AgentSpec, AgentStatus
 from schemas.messages import CommandName, ErrorCode
+from tests.agents.test_shell import left
 from tests.e2e.agent_site import AgentSite
 from tests.e2e.processes import ROOT, broker_of, site, wait_until
 
@@ -91,6 +92,17 @@ Works().submit(WorkRequest(work_type="echo"), agent_type="echo", request_id={req
     else:
         with pytest.raises(FleetError, match="no work is known"):
             place.works.get(request_id)
+
+
+def test_a_command_of_an_agent_that_is_killed_is_gone_with_all_that_it_has_started(place: AgentSite):
+    marker = f"marker-{SYSTEM.fresh_id()}"
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)', {marker!r}]); time.sleep(300)"
+    place.fleet.add(AgentSpec(id="s-1", type="shell", metadata={"commands": {"it": {"argv": [sys.executable, "-c", code]}}}))
+    worker = place.agent("s-1", "shell")
+    place.ask("s-1", work_type="run", command="it")
+    wait_until(lambda: len(left(marker)) >= 2, "the command runs")
+    worker.kill()
+    wait_until(lambda: left(marker) == [], "all of it is gone")
 
 
 # --- leaving -------------------------------------------------------------------------------------------------------------------------
