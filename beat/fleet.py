@@ -108,6 +108,7 @@ class Pulse:
         wait_s = min(
             self._every(LOOK_S, self._look, now),
             self._every(RECOVER_S, self._fleet.recover, now),
+            self._every(LOOK_S, self._fleet.revive, now),
             self._every(min(settings.monitoring_interval_s, QUIET_S), self._watch, now),
             self._every(settings.cleanup_interval_s, self._fleet.prune, now),
             self._every(settings.discovery_interval_s, self._scout.look, now),

@@ -18,7 +18,7 @@ from orchestrator.core.machines import Trigger
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.core.supervision import News, Tidings
 from orchestrator.dispatch import Broker
-from orchestrator.store import Store, Transaction, agents, runs, vitals
+from orchestrator.store import Store, Transaction, agents, runs, vitals, workers
 from orchestrator.store.agents import Update
 from schemas.agents import Agent, AgentCommand, AgentKind, AgentSpec, AgentStatus, DesiredState, Heartbeat, Summary
 from schemas.history import RunStarted, SignalReceived
@@ -31,6 +31,7 @@ T = TypeVar("T")
 SUPERVISION = "orchestrator.agent"  # the type of the supervising workflow
 TELL = "tell"  # its signal
 BATCH_MAX = 1000
+ORPHANED = "orphaned"  # beside a state: it is so only because no agent host is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,8 @@ class Reports:
             if agent.status is AgentStatus.STOPPING:
                 agents.remark(tx, agent_id, {**agent.meta, "ending": True})
             elif agent.status is not AgentStatus.STARTING and Trigger.DRAIN in machines.AGENT[agent.status]:
-                wanted = Update(reason="its worker leaves", meta={"then": News.STOP.value, "ending": True})
-                return agents.change(tx, agent, Trigger.DRAIN, wanted)
+                meta = {"then": News.STOP.value, "ending": True, ORPHANED: bool(agent.keeper)}
+                return agents.change(tx, agent, Trigger.DRAIN, Update(reason="its worker leaves", meta=meta))
             return agent
 
         return self._write(act)
@@ -243,6 +244,23 @@ class Reports:
             return 0
         return self._write_and_ring(self._abandoned)
 
+    def revive(self) -> int:
+        """Start again the agents that stand still only because no agent host was there for them; return how many."""
+
+        def look(tx: Transaction) -> list[str]:
+            hosts = [row for row in workers.list_workers(tx) if not row.expired and self.settings.fleet_queue in row.identity.queues]
+            return [agent.id for agent in agents.unwillingly_still(tx, limit=BATCH_MAX) if agent.meta.get(ORPHANED)] if hosts else []
+
+        def act(tx: Transaction) -> int:
+            waiting = [agent for agent in agents.get_many(tx, orphans, lock=True) if Trigger.START in machines.AGENT[agent.status]]
+            for agent in waiting:
+                agents.change(tx, agent, Trigger.START, Update(reason="an agent host is there again", meta={}))
+                self._tell(tx, agent.id, Told(News.START))
+            return len(waiting)
+
+        orphans = self._connection.read(look)
+        return self._write_and_ring(act) if orphans else 0
+
     def monitor(self, *, beat_up_s: float) -> int:
         """Unregister the quiet, call the silent inactive, note the summaries that are owed; return how many changed.
 
@@ -283,13 +301,14 @@ class Reports:
 
         return self._write(act)
 
-    def start_failed(self, agent_id: str, reason: str) -> None:
-        """It could not be started, or was not ready in time."""
+    def start_failed(self, agent_id: str, reason: str, *, orphaned: bool = False) -> None:
+        """It could not be started, or was not ready in time; `orphaned`: because no agent host is there."""
 
         def act(tx: Transaction) -> None:
             agent = agents.get(tx, agent_id, lock=True)
             if agent is not None and agent.status is AgentStatus.STARTING:
-                agents.change(tx, agent, Trigger.START_FAILED, Update(reason=reason, registered=False, node="", keeper="", pid=0))
+                failed = Update(reason=reason, meta={ORPHANED: orphaned}, registered=False, node="", keeper="", pid=0)
+                agents.change(tx, agent, Trigger.START_FAILED, failed)
 
         self._write(act)
 
@@ -370,6 +389,8 @@ class Reports:
         if trigger is None:
             agents.note(tx, agent.id, "exited", reason=reason, meta=meta)
             return agent
+        if agent.meta.get(ORPHANED):
+            meta[ORPHANED] = True
         why = Trigger.RESTART_FAILED if agent.meta.get("restarting") else trigger
         gone = Update(reason=reason or why.value, meta=meta, registered=False, node="", keeper="", pid=0)
         changed = agents.change(tx, agent, trigger, gone)

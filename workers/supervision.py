@@ -107,7 +107,7 @@ def spawn(agent_id: str) -> str:
         return ""  # not to run any more; or somebody else starts it, and it will say that it is ready
     keeper = here.host_for(agent)
     if keeper is None:
-        here.fleet.start_failed(agent_id, UNKNOWN_HOST)
+        here.fleet.start_failed(agent_id, UNKNOWN_HOST, orphaned=True)
         return UNKNOWN_HOST
     try:
         found = here.reach.node(keeper, "agent_start", {"spec": agent.spec.model_dump(mode="json")})

@@ -75,6 +75,9 @@ UPDATE agents SET keeper = :keeper, node = :node, pid = :pid, pid_started_at = :
 WHERE agent_id = :agent_id
 """
 _REGISTER = "UPDATE agents SET registered = true, registered_at = {now}, version = version + 1 WHERE agent_id = :agent_id"
+_UNWILLINGLY_STILL = f"""
+SELECT {_COLUMNS} {_FROM} WHERE a.status IN ('stopped', 'error') AND a.desired <> 'stopped' ORDER BY a.agent_id LIMIT :limit
+"""
 _UNREGISTER = "UPDATE agents SET registered = false, version = version + 1 WHERE {in agent_id :ids} AND registered RETURNING agent_id"
 _PRUNE_EVENTS = "DELETE FROM agent_events WHERE at <= {now} - :older_than_s RETURNING id"
 
@@ -235,6 +238,11 @@ def silent(tx: Transaction, *, silent_s: float, limit: int) -> list[Agent]:
 def abandoned(tx: Transaction, *, limit: int) -> list[Agent]:
     """Agents whose worker is gone: no lease of its node stands any more. One that is starting has a deadline of its own."""
     return [_agent(row) for row in tx.run(_ABANDONED, limit=limit)]
+
+
+def unwillingly_still(tx: Transaction, *, limit: int) -> list[Agent]:
+    """Agents that stand still although their operator wants them to run, or to be paused."""
+    return [_agent(row) for row in tx.run(_UNWILLINGLY_STILL, limit=limit)]
 
 
 def place(tx: Transaction, agent_id: str, *, keeper: str, node: str, pid: int, pid_started_at: float) -> None:

@@ -240,6 +240,39 @@ def test_a_service_that_came_by_itself_gets_a_worker_and_another_one_when_that_i
     assert [command for _, command in twin.calls] == ["agent_attach"] * 2
 
 
+@pytest.mark.req("DC-18")
+def test_agents_that_went_with_their_host_come_back_with_the_next_one_as_they_were_wanted(fleet, twin, until, house, spec):  # noqa: F811 - the fixture
+    fleet.add(spec)
+    fleet.command("a-1", CommandName.START, actor="ada")
+    until(S.RUNNING)
+    house.until(lambda: fleet.get("a-1").keeper)
+    fleet.command("a-1", CommandName.PAUSE, actor="ada")
+    fleet.leaving("a-1")
+    fleet.exited("a-1", 0)
+    assert fleet.get("a-1").status is S.STOPPED
+    assert fleet.revive() == 1
+    assert until(S.PAUSED).desired == "paused"
+
+
+def test_agents_that_no_host_could_start_are_started_when_there_is_one(fleet, house, settings, until, spec, twin):  # noqa: F811 - the fixture
+    supervision._PLACE[:] = [Place(fleet, twin, settings.model_copy(update={"fleet_queue": "elsewhere"}))]
+    fleet.add(spec)
+    fleet.command("a-1", CommandName.START, actor="ada")
+    until(S.ERROR)
+    supervision._PLACE[:] = [Place(fleet, twin, settings)]
+    assert fleet.revive() == 1
+    until(S.RUNNING)
+
+
+def test_an_agent_that_was_stopped_stays_so(fleet, twin, until, spec):
+    fleet.add(spec)
+    fleet.command("a-1", CommandName.START, actor="ada")
+    until(S.RUNNING)
+    fleet.command("a-1", CommandName.STOP, actor="ada")
+    until(S.STOPPED)
+    assert fleet.revive() == 0
+
+
 # --- the table by itself ---------------------------------------------------------------------------------------------------------
 
 
