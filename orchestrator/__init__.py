@@ -26,12 +26,18 @@ from orchestrator.errors import SettingsError
 
 if TYPE_CHECKING:
     from orchestrator import activity, workflow
-    from orchestrator.celery import Orchestrator, app
+    from orchestrator.celery import AsyncResult, Orchestrator, app
 
-__all__ = ["Orchestrator", "activity", "app", "workflow"]
+__all__ = ["AsyncResult", "Orchestrator", "activity", "app", "workflow"]
 
 # Imported when first asked for: a file of workflows must not pay for Celery, nor an adopted application for ours.
-_WHERE = {"Orchestrator": "orchestrator.celery", "app": "orchestrator.celery", "activity": "", "workflow": ""}
+_WHERE = {
+    "AsyncResult": "orchestrator.celery",
+    "Orchestrator": "orchestrator.celery",
+    "app": "orchestrator.celery",
+    "activity": "",
+    "workflow": "",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - as the table says

@@ -13,20 +13,31 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from celery import Celery, signals
+from celery import Celery, current_app, signals
 from kombu.utils.url import maybe_sanitize_url
 
+from orchestrator.client import Client
 from orchestrator.clock import SYSTEM, Clock
+from orchestrator.core.definitions import HABITS, WorkflowFunction
 from orchestrator.core.payloads import PayloadCodec, PayloadConverter
 from orchestrator.dispatch import DOORBELL, CeleryBroker, with_agent_queues
-from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable, OrchestratorError, SettingsError
+from orchestrator.errors import (
+    BrokerUnavailable,
+    DatabaseNotMigrated,
+    DatabaseUnavailable,
+    NonDeterministicCall,
+    OrchestratorError,
+    SettingsError,
+)
+from orchestrator.results import RunResult, result_of
 from orchestrator.settings import current, embedded_broker, embedded_database
 from orchestrator.store import Store
+from orchestrator.workflow import in_workflow
 from schemas.settings import Settings
 
 log = logging.getLogger("orchestrator.celery")
@@ -122,6 +133,15 @@ class Orchestrator:
         """Turns values into payloads and back."""
         return PayloadConverter(codec=self.codec, payload_bytes_max=self.settings.payload_bytes_max)
 
+    @cached_property
+    def client(self) -> Client:
+        """A client that starts workflows through this application."""
+        return Client(settings=self.settings, store=self.store, bell=self.broker, codec=self.codec, clock=self.clock)
+
+    def result(self, run_id: str) -> RunResult[Any]:
+        """A run as Celery's AsyncResult shows a task. Raises WorkflowNotFound."""
+        return result_of(self.client, run_id)
+
     def check(self) -> None:
         """Raise unless a process can start here: DatabaseUnavailable, DatabaseNotMigrated or BrokerUnavailable, one sentence each.
 
@@ -192,6 +212,34 @@ def orchestrator_of(app: Celery) -> Orchestrator:
     if found is None:
         raise SettingsError(f"the Celery application {app.main!r} is not one of ours yet. Write Orchestrator(app) where it is made.")
     return found
+
+
+def orchestrator_at_hand() -> Orchestrator:
+    """That of Celery's current application, or the only one of this process; raises SettingsError if that is not clear."""
+    found = _KNOWN.get(current_app._get_current_object())  # type: ignore[attr-defined] # noqa: SLF001 - the way behind Celery's proxy
+    if found is None and len(_KNOWN) == 1:
+        (found,) = _KNOWN.values()
+    if found is None:
+        which = "has several applications of ours, and none is Celery's current one" if _KNOWN else "has no application of ours"
+        raise SettingsError(f"this process {which}. Write Orchestrator(app) where it is made, or use Client(), which says where to.")
+    return found
+
+
+def AsyncResult(run_id: str) -> RunResult[Any]:  # noqa: N802 - Celery's name
+    """A run by its run id, as Celery's AsyncResult shows a task. Raises WorkflowNotFound, SettingsError."""
+    return orchestrator_at_hand().result(run_id)
+
+
+def _start_by_habit(function: WorkflowFunction[Any, Any], args: Sequence[Any], options: Mapping[str, Any]) -> RunResult[Any]:
+    if in_workflow():
+        call = f"workflow.execute_child_workflow({function.__name__}, ...)"
+        raise NonDeterministicCall(
+            f"{function.__name__}.delay starts a run behind the back of this one. Use {call}, or await it as a part."
+        )
+    return RunResult(orchestrator_at_hand().client.start_workflow(function, args=list(args), **options))
+
+
+HABITS.append(_start_by_habit)
 
 
 def check_or_refuse(ours: Orchestrator) -> None:

@@ -46,6 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "orchestrator.fleet",
         "orchestrator.works",
         "orchestrator.reports",
+        "orchestrator.results",
         "orchestrator.discovery",
         "orchestrator.ingest",
     ),

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar
 
 from orchestrator.core.signatures import CallSignature
-from orchestrator.errors import InvalidArgument, InvalidDefinition
+from orchestrator.errors import InvalidArgument, InvalidDefinition, SettingsError
 
 ID_CHARACTERS_MAX = 1000  # of workflow ids, activity ids, names of types, signals, queries and queues
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 OnException = Literal["fail", "retry_turn"]
 
@@ -57,8 +58,33 @@ class ActivityDefinition:
     needs_thread: bool = False  # not taken on in advance: only when a thread is free
 
 
+class Promised(Protocol[R_co]):
+    """A run that was started by Celery's habit, as far as an AsyncResult is known."""
+
+    id: str
+    """The run id."""
+
+    def get(self, timeout: float | None = None) -> R_co:
+        """Wait for the result, at most `timeout` seconds."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether the run is over."""
+        ...
+
+
+Habit = Callable[["WorkflowFunction[Any, Any]", Sequence[Any], Mapping[str, Any]], Promised[Any]]
+"""Starts a workflow with these arguments and start options."""
+
+HABITS: list[Habit] = []
+"""Who starts what is called with `delay`: the last one. `orchestrator.celery` adds itself; a file of workflows knows no application."""
+
+
 class WorkflowFunction(Generic[P, R]):
-    """A plain function that is a workflow: `@workflow.defn async def greet(name: str) -> str`."""
+    """A plain function that is a workflow: `@workflow.defn async def greet(name: str) -> str`.
+
+    Called, it is a part of the calling workflow. `greet.delay("Ada").get()` starts a run of its own, as Celery's tasks do.
+    """
 
     def __init__(self, fn: Callable[P, Awaitable[R]], definition: WorkflowDefinition) -> None:
         self.fn = fn
@@ -70,6 +96,37 @@ class WorkflowFunction(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         """Run the function itself, as a part of the calling workflow."""
         return self.fn(*args, **kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> Promised[R]:
+        """Start a run through the Celery application of this process. Raises SettingsError if there is none, PayloadError, InvalidArgument."""
+        return self._start(args, kwargs, {})
+
+    def apply_async(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002 - the field's name
+        queue: str | None = None,
+        countdown: float | None = None,
+        priority: int = 0,
+    ) -> Promised[R]:
+        """As `delay`, with a workflow id, a queue, a delay in seconds or a priority; `Client.start_workflow` has more."""
+        return self._start(args, kwargs or {}, {"id": id, "queue": queue, "start_delay": countdown, "priority": priority})
+
+    def _start(self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Promised[R]:
+        if not HABITS:
+            raise SettingsError(
+                f"{self.__name__}.delay needs a Celery application of ours: write Orchestrator(app) where it is made, "
+                f"or use Client().start_workflow({self.__name__}, ...)."
+            )
+        try:
+            bound = inspect.signature(self.fn).bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidArgument(f"workflow {self.__name__!r}: {error}") from None
+        if bound.kwargs:
+            raise InvalidArgument(f"workflow {self.__name__!r} takes {', '.join(bound.kwargs)} by keyword only, and payloads have no names")
+        return HABITS[-1](self, bound.args, options)
 
 
 WORKFLOWS: dict[str, WorkflowDefinition] = {}
