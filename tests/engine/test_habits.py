@@ -10,6 +10,7 @@ import pytest
 from celery import Celery, current_app
 
 from orchestrator import AsyncResult, workflow
+from orchestrator.celery import _KNOWN as KNOWN
 from orchestrator.celery import Orchestrator
 from orchestrator.core import definitions
 from orchestrator.core.definitions import Promised
@@ -35,11 +36,13 @@ async def again(left: int) -> str:
 def shop(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[Orchestrator]:
     """Celery's current application, whose runs the workers of the house take."""
     before = current_app._get_current_object()  # type: ignore[attr-defined] # the way behind Celery's proxy
-    monkeypatch.setattr("orchestrator.celery._KNOWN", WeakKeyDictionary())
+    alone: WeakKeyDictionary[Celery, Orchestrator] = WeakKeyDictionary()
+    monkeypatch.setattr("orchestrator.celery._KNOWN", alone)
     orchestrator = Orchestrator(Celery("shop", broker="memory://"), settings=house.settings)
     orchestrator.__dict__ |= {"broker": house, "store": house.store}
     yield orchestrator
     before.set_current()
+    KNOWN.update(alone)  # they have connections, which are closed when the process ends
 
 
 def test_delay_starts_a_run_and_get_waits_for_its_result(shop: Orchestrator, house: House) -> None:
