@@ -23,7 +23,20 @@ def test_schemathesis_finds_no_fault(tmp_path, sqlite_url):
     settings = {"auth_mode": "token", "manager_token": "m", "jwt_secret": SECRET, "remote_control_s": 0.05, "execute_wait_s": 0.05}
     with served(tmp_path, database_url=sqlite_url, broker_url=DEAD_BROKER, home=tmp_path, **settings) as server:
         argv = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{server.url}/openapi.json"]
-        argv += ["--header", "X-Manager-Token: m", "--max-time", str(BUDGET_S), "--workers", "2", "--no-color", "--warnings", "off", *SEED]
+        argv += [
+            "--header",
+            "X-Manager-Token: m",
+            "--max-time",
+            str(BUDGET_S),
+            "--workers",
+            "2",
+            "--request-timeout",
+            "30",
+            "--no-color",
+            "--warnings",
+            "off",
+            *SEED,
+        ]
         done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
     assert "Tested: 5" in done.stdout, done.stdout[-2_000:]
