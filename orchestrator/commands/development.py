@@ -52,7 +52,15 @@ def dev(
     What ORCHESTRATOR_DATABASE_URL and ORCHESTRATOR_BROKER_URL name is used; what they leave open is embedded.
     """
     settings = _settings(include, home)
-    plan = Plan(workers=workers, queues=_words(queues), concurrency=concurrency, beat=beat, flower=flower, flower_port=flower_port)
+    # The workers are agent hosts as well: whoever adds an agent finds somebody to start it.
+    plan = Plan(
+        workers=workers,
+        queues=(*_words(queues), settings.fleet_queue),
+        concurrency=concurrency,
+        beat=beat,
+        flower=flower,
+        flower_port=flower_port,
+    )
     printer = Printer()
     stack = Stack(settings, plan, tell=printer.tell)
     stack.start()
