@@ -87,6 +87,16 @@ def test_an_agent_whose_worker_is_killed_is_started_again_and_finishes_its_work(
     assert len(place.notes("done", request_id)) == 1
 
 
+@pytest.mark.req("S3-05")
+def test_an_agent_has_its_heartbeats_in_its_own_rhythm(place: AgentSite, host: Worker):
+    enter(place, "echo-1", heartbeat_interval_s=1.0)
+    tell(place, "echo-1", CommandName.START)
+    wait_until(lambda: len(place.fleet.heartbeats("echo-1")) >= 5, "five heartbeats", START_MAX_S)
+    times = sorted(beat.at for beat in place.fleet.heartbeats("echo-1"))
+    mean = (times[-1] - times[0]) / (len(times) - 1)
+    assert 0.8 < mean < 1.3
+
+
 def test_a_child_is_started_asked_for_its_summary_told_and_stopped(place: AgentSite, host: Worker):
     enter(place, "child-1", kind=AgentKind.CHILD, executable="python", args=(str(TEMPLATE),))
     tell(place, "child-1", CommandName.START)

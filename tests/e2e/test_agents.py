@@ -74,7 +74,7 @@ def test_an_agent_package_runs_as_a_program_and_ends_well_on_ctrl_c(place: Agent
     assert place.status("alone") is AgentStatus.STOPPED
 
 
-@pytest.mark.req("S3-04")
+@pytest.mark.req("S3-04", "S3-29")
 def test_three_works_for_a_type_are_not_kept_by_the_agent_that_can_do_one(place: AgentSite):
     place.agent("n-1", "noting")
     asked = [place.ask(agent_type="noting", work_type="gate", gate="g") for _ in range(3)]
