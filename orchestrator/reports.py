@@ -18,7 +18,7 @@ from orchestrator.core.machines import Trigger
 from orchestrator.core.payloads import PayloadConverter
 from orchestrator.core.supervision import News, Tidings
 from orchestrator.dispatch import Broker
-from orchestrator.store import Store, Transaction, agents, runs, vitals, workers
+from orchestrator.store import Store, Transaction, agents, runs, vitals, workers, works
 from orchestrator.store.agents import Update
 from schemas.agents import Agent, AgentCommand, AgentKind, AgentSpec, AgentStatus, DesiredState, Heartbeat, Summary
 from schemas.history import RunStarted, SignalReceived
@@ -31,6 +31,7 @@ T = TypeVar("T")
 SUPERVISION = "orchestrator.agent"  # the type of the supervising workflow
 TELL = "tell"  # its signal
 BATCH_MAX = 1000
+PRUNES_MAX = 100  # batches of one cleanup; the next one goes on
 ORPHANED = "orphaned"  # beside a state: it is so only because no agent host is there
 
 
@@ -269,9 +270,19 @@ class Reports:
         return self._write_and_ring(lambda tx: self._silent(tx, beat_up_s) + self._overdue(tx))
 
     def prune(self) -> int:
-        """Forget heartbeats, and commands, that are older than the settings say; return how many."""
+        """Forget heartbeats, commands and works that are older than the settings say; return how many.
+
+        A work is kept for as long as a broker may deliver its envelope again, whatever the settings say.
+        """
         kept_s = self.settings.heartbeat_retention_s
-        return self._write(lambda tx: vitals.prune(tx, "heartbeats", kept_s) + vitals.prune(tx, "agent_commands", kept_s))
+        works_s = max(self.settings.idempotency_retention_s, 2 * self.settings.visibility_timeout_s)
+        forgotten = self._write(lambda tx: vitals.prune(tx, "heartbeats", kept_s) + vitals.prune(tx, "agent_commands", kept_s))
+        for _ in range(PRUNES_MAX):
+            batch = self._write(lambda tx: works.prune(tx, works_s, batch_max=BATCH_MAX))
+            forgotten += batch
+            if batch < BATCH_MAX:
+                break
+        return forgotten
 
     # --- what supervisors do -------------------------------------------------------------------------------------------------------
 

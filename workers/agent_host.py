@@ -36,7 +36,7 @@ from workers.agent_class import agent_class
 from workers.coroutines import CoroutineLoop
 from workers.gpu import Gpu
 from workers.hosted import BODIES_MAX, HOSTED, Hosted, Surroundings
-from workers.intake import register_task
+from workers.intake import Intake, register_task
 from workers.keeper import Keeper
 from workers.pool import FleetPool
 from workers.service_host import ServiceHost
@@ -75,6 +75,7 @@ class AgentHost:
         self.replace = False  # this process shall become its own successor
         self.keeper: Keeper | None = None
         self.adapter: Adapter | None = None
+        self.intake: Intake | None = None  # once there is a consumer
 
         self.services: ServiceHost | None = None
         self.works = Works(self.settings, store=self.orchestrator.store, bell=self.orchestrator.broker, clock=self.clock)

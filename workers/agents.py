@@ -95,7 +95,8 @@ def prepare_consumer(consumer: FleetConsumer) -> None:
     """On every broker connection: take envelopes beside the pool."""
     host = AgentHost.present
     if host is not None and TASK in consumer.strategies and consumer.letters is not None:
-        consumer.strategies[TASK] = Intake(consumer.app, host.works, consumer.letters).strategy(consumer)
+        host.intake = host.intake or Intake(consumer.app, host.works, consumer.letters)
+        consumer.strategies[TASK] = host.intake.strategy(consumer)
 
 
 def install(app: Celery) -> None:

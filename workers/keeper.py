@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
 from celery.utils.nodenames import gethostname
@@ -82,7 +81,10 @@ class Keeper:
     def close(self, *, drain_s: float) -> None:
         """End all of them in good order, and wait for it."""
         for running in self._processes.running():
-            surely(self._sink.clock, partial(self._fleet.leaving, running.agent_id, pid=running.pid))
+            try:
+                self._fleet.leaving(running.agent_id, pid=running.pid)
+            except OrchestratorError as error:  # an end must not wait for a database: the fleet will see it as a crash
+                log.warning("the fleet could not be told that agent %s goes: %s", running.agent_id, error.message)
         self._processes.close(drain_s=drain_s)
         self._events.close()
 

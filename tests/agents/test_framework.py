@@ -12,6 +12,7 @@ import pytest
 from orchestrator import agent as agent_module
 from orchestrator.agent import AGENTS, Agent, WorkFailed
 from orchestrator.errors import InvalidDefinition
+from orchestrator.store import works
 from orchestrator.telemetry import JsonLines
 from schemas.agents import AgentSpec, Health
 from schemas.messages import ErrorCode, WorkRequest, WorkResult
@@ -188,6 +189,17 @@ def test_a_work_that_comes_again_is_not_done_again(hosted, work):
     assert host.agent.asked == 1
     assert not first.cached
     assert second == first.model_copy(update={"cached": True})
+
+
+@pytest.mark.req("DC-12")
+def test_a_work_that_the_agent_has_forgotten_is_known_to_the_store_and_not_done_again(hosted, work, store):
+    asked = work("test-counting")
+    with store.transaction() as tx:
+        works.add(tx, asked)
+    first, later = hosted(Counting), hosted(Counting)
+    result = first.execute(asked, WorkRequest())
+    assert later.execute(asked, WorkRequest()) == result.model_copy(update={"cached": True})
+    assert (first.agent.asked, later.agent.asked) == (1, 0)
 
 
 # --- how a work is done --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from orchestrator.clock import SYSTEM
 from orchestrator.core import placement
 from orchestrator.core.machines import Trigger
 from orchestrator.errors import AgentNotFound, FleetError, ResultTimeout
+from orchestrator.fleet import Fleet
 from orchestrator.store import agents, runs, works
 from orchestrator.store.agents import Update
 from orchestrator.works import Works, agent_queue, type_queue
@@ -198,6 +199,23 @@ def test_of_several_that_fit_the_one_with_the_least_to_do_is_chosen(running):
     paused = replace(running, spec=AgentSpec(id="a-paused", type="echo"), status=AgentStatus.PAUSED)
     assert placement.choose([busy, loaded, calm, paused], Requirements()) is calm
     assert placement.choose([paused], Requirements()) is None
+
+
+@pytest.mark.req("DC-12")
+def test_a_cleanup_forgets_no_work_whose_envelope_may_come_again(settings, store, bell, desk, running):
+    request_id = desk.submit(ECHO, agent_id="a-1").work.request_id
+    with store.transaction() as tx:
+        works.finish(tx, request_id, WorkResult())
+        tx.run("UPDATE works SET completed_at = completed_at - 5000")
+    hasty = settings.model_copy(update={"idempotency_retention_s": 1.0})
+    with Fleet(hasty, store=store, bell=bell) as fleet:
+        fleet.prune()
+        assert desk.get(request_id)
+    hastier = hasty.model_copy(update={"visibility_timeout_s": 60.0})
+    with Fleet(hastier, store=store, bell=bell) as fleet:
+        assert fleet.prune() == 1
+    with pytest.raises(FleetError, match="kept for a limited time"):
+        desk.get(request_id)
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------------------
