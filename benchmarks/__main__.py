@@ -1,6 +1,6 @@
 """`python -m benchmarks`: take the peers through the workloads round by round, then tell the ratios; law: whatever was started is ended.
 
-* `python -m benchmarks`: all workloads, ours, DBOS and Celery, 5 rounds; writes benchmarks/RESULTS.md
+* `python -m benchmarks`: all workloads, ours, DBOS, Celery and, if its server is there, Restate, 5 rounds; writes benchmarks/RESULTS.md
 * `python -m benchmarks W1 W2 --peers ours,dbos`: a part of it
 * `python -m benchmarks --quick`: small sizes, one round, nothing written: does it still run?
 """
@@ -21,13 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import report, w1, w2, w3, w4, w5, w6, w7
 from benchmarks.arena import Arena
-from benchmarks.peers import NEEDS, PEERS
+from benchmarks.peers import NEEDS, PEERS, restate_server
 from benchmarks.processes import PeerFailed
 from benchmarks.workloads import Sample, Workload, measure
 from orchestrator.errors import ServerUnavailable
 
 WORKLOADS = {module.WORKLOAD.name: module.WORKLOAD for module in (w1, w2, w3, w4, w5, w6, w7)}
-DEFAULT_PEERS = "ours,ours-single,dbos,celery"
+DEFAULT_PEERS = "ours,ours-single,dbos,celery" + (",restate" if restate_server() else "")
 ROUNDS = 5
 ROUNDS_MAX = 50
 FOLDER = Path(__file__).parent
@@ -128,6 +128,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.write and not options.write.is_dir():
         parser.error("--write wants an existing folder")
     needs = [NEEDS[peer] for peer in options.peers if peer in NEEDS] + (["matplotlib"] if options.write else [])
+    if "restate" in options.peers and restate_server() is None:
+        parser.error("no restate-server: npm install @restatedev/restate-server, and name its binary in RESTATE_SERVER or on the PATH")
     if missing := [package for package in needs if importlib.util.find_spec(package) is None]:
         parser.error(f"{' and '.join(missing)} not installed: run `./dev bench`, or pip install -e '.[dev,bench]'")
     return options

@@ -40,6 +40,7 @@ class Pool:
     """The worker processes of one peer."""
 
     env: Env
+    name: str = "worker"
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
     _spawned: list[tuple[Sequence[str], Mapping[str, str], str]] = field(default_factory=list)
     _logs: int = 0
@@ -136,7 +137,7 @@ class Pool:
         return "\n".join(text[-LOG_TAIL_CHARS_MAX:] for text in texts)
 
     def _log(self, number: int) -> Path:
-        return self.env.folder / f"worker-{number}.log"
+        return self.env.folder / f"{self.name}-{number}.log"
 
     def _await_line(self, lines: IO[str] | None, wanted: str) -> None:
         assert lines is not None, "the output of a process with a ready line is a pipe"

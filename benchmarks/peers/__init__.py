@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,11 +19,17 @@ PEERS = {
     "ours-single": "benchmarks.peers.ours:OursSingle",
     "dbos": "benchmarks.peers.dbos_peer:Dbos",
     "celery": "benchmarks.peers.celery_chain:CeleryChain",
+    "restate": "benchmarks.peers.restate_peer:Restate",
 }
 """Name on the command line -> module and class."""
 
-NEEDS = {"dbos": "dbos"}
+NEEDS = {"dbos": "dbos", "restate": "restate"}
 """Peer -> the package that it needs beyond our own dependencies."""
+
+
+def restate_server() -> str | None:
+    """The binary of Restate's server, if there is one."""
+    return os.environ.get("RESTATE_SERVER") or shutil.which("restate-server")
 
 
 @dataclass(frozen=True)
