@@ -111,7 +111,9 @@ class Results:
         )
 
     def cpu_ratio(self, workload: Workload, peer: str) -> Spread | None:
-        """How many times more CPU per step `peer` used."""
+        """How many times more CPU per step `peer` used; None if that was not measured."""
+        if workload.kills:
+            return None
         return self._paired(
             workload.name, peer, lambda ours, theirs: theirs.cpu_ms_per_step / ours.cpu_ms_per_step if ours.cpu_ms_per_step else 0.0
         )
@@ -226,7 +228,7 @@ def _ratios(results: Results) -> list[list[str]]:
         cells = []
         for peer in results.peers[1:]:
             ratio, cpu = results.ratio(workload, peer), results.cpu_ratio(workload, peer)
-            cells.append(f"{ratio} / {number(cpu.median)}" if ratio and cpu else "")
+            cells.append(f"{ratio} / {number(cpu.median)}" if ratio and cpu else str(ratio or ""))
         lines.append([f"{workload.name} {workload.title}", *cells])
     return lines if len(results.peers) > 1 else []
 
@@ -239,13 +241,9 @@ def _figures(results: Results) -> list[list[str]]:
         if any(sample.p99 is not None for cell in cells.values() for sample in cell):
             p99s = [[s.p99 for s in cell if s.p99 is not None] for cell in cells.values()]
             lines.append([f"{workload.name} p99", workload.unit, *(str(Spread.of(p99)) if p99 else "" for p99 in p99s)])
-        lines.append(
-            [
-                f"{workload.name} CPU per step",
-                "ms",
-                *(str(Spread.of(s.cpu_ms_per_step for s in cell)) if cell else "" for cell in cells.values()),
-            ]
-        )
+        used = [[s.cpu_ms_per_step for s in cell if s.cpu_ms_per_step is not None] for cell in cells.values()]
+        if any(used):
+            lines.append([f"{workload.name} CPU per step", "ms", *(str(Spread.of(cpu)) if cpu else "" for cpu in used)])
     return lines
 
 

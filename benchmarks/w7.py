@@ -21,4 +21,5 @@ WORKLOAD = Workload(
     full=Size(1000, 5),
     quick=Size(100, 5),
     run=run,
+    kills=True,
 )

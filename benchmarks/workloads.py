@@ -45,6 +45,7 @@ class Workload:
     quick: Size
     run: Callable[[Driver, Size], Measured]
     leaves_marks: bool = True  # each step is one; otherwise there are none, and what a peer returns is the proof
+    kills: bool = False  # what a killed process has used cannot be told: no CPU figures
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Sample:
     round: int
     value: float
     p99: float | None
-    cpu_ms_per_step: float
+    cpu_ms_per_step: float | None
     steps: int
     executed: int  # more than `steps` means that some ran twice
     foreign: float  # share of the machine's CPU that other programs used meanwhile, 0 to 1
@@ -82,7 +83,8 @@ def measure(seat: Seat, workload: Workload, size: Size, *, number: int) -> Sampl
         if done != expected:
             raise PeerFailed(f"{driver.name} recorded {done} workflows and steps of {workload.name}, expected {expected}.")
     foreign = min(1.0, max(0.0, (machine_s - cpu_s) / (wall_s * (psutil.cpu_count() or 1))))
-    return Sample(driver.name, workload.name, number, measured.value, measured.p99, cpu_s / steps * 1000, steps, executed, foreign)
+    cpu_ms = None if workload.kills else cpu_s / steps * 1000
+    return Sample(driver.name, workload.name, number, measured.value, measured.p99, cpu_ms, steps, executed, foreign)
 
 
 def milliseconds(latencies_s: Sequence[float]) -> Measured:
