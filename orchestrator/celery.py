@@ -35,6 +35,7 @@ from orchestrator.errors import (
     SettingsError,
 )
 from orchestrator.results import RunResult, result_of
+from orchestrator.servers import valkey_socket
 from orchestrator.settings import current, embedded_broker, embedded_database
 from orchestrator.store import Store
 from orchestrator.workflow import in_workflow
@@ -42,7 +43,8 @@ from schemas.settings import Settings
 
 log = logging.getLogger("orchestrator.celery")
 
-BROKER_ANSWER_MAX_S = 5  # how long a starting process waits for its broker
+BROKER_ANSWER_MAX_S = 5  # how long a starting process waits for its broker, each time it asks
+EMBEDDED_TRIES = 4
 STEPS = "workers.agents"  # what a worker process imports to become one of ours; by name, because it stands above us
 
 # The classes are names: Celery imports them in the process that needs them, and in no other.
@@ -163,11 +165,14 @@ class Orchestrator:
     def check_broker(self) -> None:
         """Raise BrokerUnavailable unless the broker answers."""
         url = self.settings.broker_url
+        embedded = embedded_broker(self.settings)
+        # One that has just been started on a machine with much to do may be slow to answer; one that is not there has no socket.
+        tries = EMBEDDED_TRIES if embedded and valkey_socket(self.settings.home / "valkey").exists() else 1
         try:
             with self.app.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_ANSWER_MAX_S)
+                connection.ensure_connection(max_retries=tries, interval_start=0, interval_step=1, timeout=BROKER_ANSWER_MAX_S * tries)
         except Exception as error:
-            if embedded_broker(self.settings):
+            if embedded:
                 home = self.settings.home.absolute()
                 message = (
                     f"no embedded broker runs in {home}. Start it with `orchestrator dev`, or name another with ORCHESTRATOR_BROKER_URL."
