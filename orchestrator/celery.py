@@ -171,6 +171,9 @@ class Orchestrator:
         try:
             with self.app.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=tries, interval_start=0, interval_step=1, timeout=BROKER_ANSWER_MAX_S * tries)
+        except ImportError as error:
+            message = f"the broker {maybe_sanitize_url(url)} cannot be spoken to: {error}. Install what is missing, or use another broker."
+            raise BrokerUnavailable(message) from error
         except Exception as error:
             if embedded:
                 home = self.settings.home.absolute()
