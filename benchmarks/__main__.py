@@ -95,7 +95,9 @@ def _play(arena: Arena, run: Run, workloads: Sequence[Workload], options: argpar
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Ours beside its peers on this machine, as ratios.")
-    parser.add_argument("workloads", nargs="*", metavar="W", help="; ".join(f"{name}: {w.title}" for name, w in WORKLOADS.items()))
+    parser.add_argument(
+        "workloads", nargs="*", metavar="W", help="; ".join(f"{name}: {w.title}" for name, w in WORKLOADS.items()).replace("%", "%%")
+    )
     parser.add_argument(
         "--peers", default=DEFAULT_PEERS, help=f"some of {', '.join(PEERS)}, the first is the reference if ours is not among them"
     )
