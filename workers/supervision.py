@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
-import httpx
 from celery import Celery
 
 from orchestrator import activity, workflow
@@ -28,6 +28,7 @@ from orchestrator.store import Transaction, workers
 from schemas.agents import Agent, AgentKind
 from schemas.messages import CommandName, ErrorCode
 from schemas.settings import Settings
+from workers.services import Service
 
 log = logging.getLogger("orchestrator.supervision")
 
@@ -309,18 +310,8 @@ class Reach:
 
     def _service(self, agent: Agent, command: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         action = {"drain": "stop", "end": "stop"}.get(command, command)
-        token = next(iter(self._settings.manager_tokens), "")
-        headers = {"X-Manager-Token": token} if token else {}
-        try:
-            url = f"{agent.service_url.rstrip('/')}/action"
-            reply = httpx.post(url, json={"action": action, **params}, headers=headers, timeout=self._settings.remote_control_s)
-        except httpx.HTTPError as error:
-            message = f"the service of agent {agent.id!r} cannot be reached: {type(error).__name__}: {error}"
-            raise FleetError(message, code=ErrorCode.AGENT_UNAVAILABLE) from error
-        if reply.is_success:
-            return {"status": reply.status_code}
-        code = ErrorCode.INVALID_TRANSITION if reply.status_code == httpx.codes.CONFLICT else ErrorCode.EXECUTION_FAILED
-        raise FleetError(f"the service of agent {agent.id!r} answered {reply.status_code} to {action}", code=code)
+        with closing(Service(agent.id, agent.service_url, self._settings)) as service:
+            return service.act(action, params)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from celery import Celery
 
 from orchestrator.agent import CURRENT, Info, WorkFailed
 from orchestrator.errors import FleetError
-from schemas.agents import AgentKind, AgentSpec, Health
+from schemas.agents import Agent, AgentKind, AgentSpec, AgentStatus, DesiredState, Health
 from schemas.messages import ErrorCode, WorkRequest
 from schemas.settings import Settings
 from tests.workers.test_file_hash import SCRIPT, Running
 from workers.services import Service, ServiceAgent, agent_for
+from workers.supervision import Reach
 
 SETTINGS = Settings(broker_url="memory://", remote_control_s=5.0)
 SPEC = AgentSpec(id="h-1", type="file-hash", kind=AgentKind.HTTP)
@@ -81,3 +83,16 @@ def test_a_service_that_is_gone_is_unavailable_not_broken(agent, running):
 def test_what_is_no_result_is_the_output(monkeypatch, agent):
     monkeypatch.setattr(agent.service, "execute", lambda *_: httpx.Response(200, json=[1, {"exit_code": "many"}]))
     assert ask(agent).output == [1, {"exit_code": "many"}]
+
+
+def test_a_service_that_no_worker_speaks_for_is_told_over_http(running):
+    reach = Reach(Celery("nobody", broker="memory://", set_as_current=False), SETTINGS)
+    alone = Agent(SPEC, AgentStatus.RUNNING, DesiredState.RUNNING, 1, service_url=str(running.client.base_url))
+    reach.agent(alone, "pause")
+    assert running.client.get("/status").json()["status"] == "paused"
+    with pytest.raises(FleetError, match="answered 400 to dance"):
+        reach.agent(alone, "dance")
+    running.close()
+    with pytest.raises(FleetError, match="does not answer") as gone:
+        reach.agent(alone, "pause")
+    assert gone.value.code is ErrorCode.AGENT_UNAVAILABLE
