@@ -20,6 +20,7 @@ from orchestrator.demo_workflows import FILES_MAX, facts_of, report_of, source_f
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60
+FLEET_DEADLINE_S = 300  # two Celery workers start, twice
 
 
 @pytest.fixture
@@ -134,3 +135,18 @@ def test_parsing_leaves_warnings_and_the_collector_as_they_were(folder):
     assert facts_of(folder, "broken.py").broken
     assert gc.isenabled()
     assert warnings.filters == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(FLEET_DEADLINE_S + 10)
+@pytest.mark.req("S1-01", "S1-40")
+def test_of_three_kinds_of_agents_each_survives_its_death_and_nothing_is_lost(temporary):
+    process = demo("fleet", "--seconds", "12", "--json", temporary=temporary)
+    out, err = process.communicate(timeout=FLEET_DEADLINE_S)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert (result["ok"], result["lost"]) == (True, 0)
+    assert {row["kind"] for row in result["agents"]} == {"native", "child", "http"}
+    assert all(row["sent"] == row["done"] > 0 and not row["wrong"] for row in result["agents"] if row["kind"] != "child")
+    assert all(row["recover_s"] is not None for row in result["agents"])
+    assert left_behind(temporary) == []
