@@ -17,6 +17,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.core.payloads import PayloadConverter
+from orchestrator.delivering import D, Deliveries
 from orchestrator.dispatch import Broker, CeleryBroker, celery_for, ring_all
 from orchestrator.errors import BrokerUnavailable, DatabaseNotMigrated, DatabaseUnavailable
 from orchestrator.store import Store, Transaction, Unmet, control, hints, runs, sessions
@@ -43,6 +44,7 @@ class Connection:
     _store: Store | None
     _bell: Broker | None
     _closers: list[Callable[[], None]]
+    _deliveries: Deliveries[Any] | None
 
     def __init__(
         self,
@@ -122,6 +124,13 @@ class Connection:
                 self._migrated = True
             return self._store
 
+    def deliveries(self, write: Callable[[Sequence[D]], Sequence[Exception | None]]) -> Deliveries[D]:
+        """Where threads of this process deliver together; the first to ask says how they are written."""
+        with self._here():
+            if self._deliveries is None:
+                self._deliveries = Deliveries(write)
+            return self._deliveries
+
     def close(self) -> None:
         """Stop waiting, send what is to be rung, close what was opened here; the next use opens it again."""
         self.waiter.close()
@@ -155,6 +164,7 @@ class Connection:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.RLock()
+        self._deliveries = None
         self._store, self._bell = self._given
         self._closers = []
 

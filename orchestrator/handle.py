@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -12,6 +12,7 @@ from orchestrator.connection import Connection
 from orchestrator.core.definitions import WORKFLOWS, WorkflowDefinition, valid_name
 from orchestrator.core.failures import to_exception
 from orchestrator.core.messages import Message, message
+from orchestrator.delivering import Delivery
 from orchestrator.errors import (
     DatabaseUnavailable,
     QueryFailed,
@@ -53,6 +54,44 @@ class Quick(Protocol):
     def __call__(self, tx: Transaction, *, hint: bool) -> tuple[str, bool]:
         """Write, or raise Unmet."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken(Delivery):
+    """What a handle delivers."""
+
+    handle: WorkflowHandle[Any] = field(kw_only=True)
+
+
+def deliver_together(connection: Connection, spoken: Sequence[Spoken]) -> Sequence[Exception | None]:
+    """Write arrivals that were delivered at once by one commit; return what to raise for each."""
+    if len(spoken) == 1:
+        spoken[0].handle.deliver_alone(spoken[0].arrival, spoken[0].request_id)
+        return [None]
+
+    def act(tx: Transaction) -> tuple[list[Exception | None], set[str]]:
+        found: dict[Hashable, Target | Exception] = {}
+        for one in spoken:
+            if one.target not in found:
+                try:
+                    found[one.target] = one.handle.target(tx)
+                except WorkflowNotFound as error:
+                    found[one.target] = error
+        reached = [target for one in spoken if isinstance(target := found[one.target], Target)]
+        items = [(target.run_id, one.arrival, one.request_id) for one in spoken if isinstance(target := found[one.target], Target)]
+        queues = runs.deliver_to(tx, items)
+        told = [_told(one, found[one.target], queues) for one in spoken]
+        return told, {queues[target.run_id] for target in reached if target.run_id in queues}
+
+    told, queues = connection.write(act, purpose="client.signals")
+    connection.ring(queues)
+    return told
+
+
+def _told(one: Spoken, target: Target | Exception, queues: Mapping[str, str]) -> Exception | None:
+    if isinstance(target, Exception):
+        return target
+    return None if target.run_id in queues else one.handle.not_open(target)
 
 
 class WorkflowHandle(Generic[R]):
@@ -148,12 +187,12 @@ class WorkflowHandle(Generic[R]):
         mine: set[str] = set()  # closed by a try of ours that seemed to fail
 
         def act(tx: Transaction) -> set[str]:
-            target = self._target(tx)
+            target = self.target(tx)
             if target.status is Status.TERMINATED and target.run_id in mine:
                 return set()
             queues = runs.close_from_outside(tx, target.run_id, RunTerminated(str(reason)))
             if queues is None:
-                raise self._not_open(target)
+                raise self.not_open(target)
             mine.add(target.run_id)
             return queues
 
@@ -163,7 +202,7 @@ class WorkflowHandle(Generic[R]):
         """All that is known about the run; payloads are as they are stored. Raises WorkflowNotFound."""
 
         def ask(tx: Transaction) -> RunDescription:
-            found = runs.describe(tx, self._target(tx).run_id)
+            found = runs.describe(tx, self.target(tx).run_id)
             if found is None:
                 raise self._not_found()
             return found
@@ -172,7 +211,7 @@ class WorkflowHandle(Generic[R]):
 
     def history(self) -> list[Turn]:
         """Every turn of the run so far, oldest first. Raises WorkflowNotFound."""
-        run_id = self._connection.read(self._target).run_id
+        run_id = self._connection.read(self.target).run_id
         turns: list[Turn] = []
 
         def next_page(tx: Transaction) -> list[Turn]:
@@ -184,11 +223,11 @@ class WorkflowHandle(Generic[R]):
 
     def pending_activities(self) -> list[PendingActivity]:
         """The activities that the run waits for. Raises WorkflowNotFound."""
-        return self._connection.read(lambda tx: list(listing.pending_activities(tx, self._target(tx).run_id)))
+        return self._connection.read(lambda tx: list(listing.pending_activities(tx, self.target(tx).run_id)))
 
     def children(self, limit: int = CHILDREN_SHOWN) -> list[RunDescription]:
         """The runs of the child workflows it has started, open and closed, the oldest first, at most `limit`. Raises WorkflowNotFound."""
-        return self._connection.read(lambda tx: listing.children(tx, self._target(tx).run_id, limit))
+        return self._connection.read(lambda tx: listing.children(tx, self.target(tx).run_id, limit))
 
     def result_steps(self, *, follow_runs: bool) -> Steps[R]:
         """`result` as steps: the first may speak to the database, the others only wait."""
@@ -211,7 +250,7 @@ class WorkflowHandle(Generic[R]):
         question_id = self._connection.clock.fresh_id()
 
         def ask(tx: Transaction) -> str:
-            target = self._target(tx)
+            target = self.target(tx)
             control.ask(tx, Question(question_id, target.run_id, target.queue, target.type, spoken.name, spoken.args))
             return target.queue
 
@@ -256,7 +295,8 @@ class WorkflowHandle(Generic[R]):
         except DatabaseUnavailable:
             return self._run_id, None  # the waiter looks on through an outage, for as long as the caller wants
 
-    def _target(self, tx: Transaction) -> Target:
+    def target(self, tx: Transaction) -> Target:
+        """The run that this handle means now. Raises WorkflowNotFound."""
         found = runs.resolve(tx, self._id, self._latest)
         while found is not None and found[1] is Status.CONTINUED_AS_NEW and self._latest is not None and not self._pinned:
             continued_as = runs.outcome(tx, [found[0]])[found[0]][3]
@@ -281,10 +321,19 @@ class WorkflowHandle(Generic[R]):
         return message(role, target, one_or_many(arg, args, role), self._definition, self._connection.converter)
 
     def _deliver(self, arrival: Arrival, request_id: str) -> None:
+        delivery = Spoken((self._id, self._latest, self._pinned), arrival, request_id, handle=self)
+        if self._connection.settings.group_commits:
+            self._connection.deliveries(partial(deliver_together, self._connection)).deliver(delivery)
+        else:
+            self.deliver_alone(arrival, request_id)
+
+    def deliver_alone(self, arrival: Arrival, request_id: str) -> None:
+        """Write one arrival by a commit of its own. Raises WorkflowNotOpen, WorkflowNotFound."""
+
         def act(tx: Transaction) -> str:
-            target = self._target(tx)
+            target = self.target(tx)
             if target.run_id not in runs.deliver(tx, [(target.run_id, arrival, request_id)]):
-                raise self._not_open(target)
+                raise self.not_open(target)
             return target.queue
 
         def quickly(tx: Transaction, *, hint: bool) -> tuple[str, bool]:
@@ -320,7 +369,8 @@ class WorkflowHandle(Generic[R]):
         run = "" if self._run_id is None else f" with run id {self._run_id!r}"
         return WorkflowNotFound(f"there is no workflow {self._id!r}{run}")
 
-    def _not_open(self, target: Target) -> WorkflowNotOpen:
+    def not_open(self, target: Target) -> WorkflowNotOpen:
+        """Why nothing can be sent to this run any more."""
         words = str(target.status).replace("_", " ")
         state = "closed meanwhile" if target.status is Status.RUNNING else words
         return WorkflowNotOpen(f"workflow {self._id!r} is {state} (run {target.run_id}); nothing more can be sent to it")

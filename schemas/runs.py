@@ -146,6 +146,7 @@ class TurnCommit:
     commands: tuple[Command | Close, ...]
     consumed: tuple[int, ...] = ()  # inbox ids
     settled: tuple[ActivityKey, ...] = ()  # eager activities whose outcome is among `arrivals`: their rows must still be ours
+    fired: tuple[int, ...] = ()  # timers whose firing is among `arrivals`: their rows must still be there, and due
     activities: tuple[NewActivity, ...] = ()
     more: bool = False
     status: Status = Status.RUNNING

@@ -40,7 +40,7 @@ class Settings(BaseModel):
     include: tuple[str, ...] = Field((), description="modules with workflows, activities and Celery tasks that workers import")
     default_queue: str = Field("default", description="queue of workflows that name none")
     result_backend: str = Field("", description="Celery result backend of our own application; empty: none, results live in histories")
-    business_database_url: str = Field("", description="database of your own activities, if it is another one; for their code to read")
+    business_database_url: str = Field("", description="database of your own records, see `orchestrator.business`; empty: the same as ours")
     build: str = Field("", description="name of the deployed version; recorded with every turn")
 
     # --- leases and sweeps, seconds
@@ -104,7 +104,7 @@ class Settings(BaseModel):
     heartbeat_retention_s: float = Field(86_400.0, gt=0, description="how long heartbeats are kept")
     restart_mode: RestartMode = Field(RestartMode.AUTO, description="of agents whose spec names none")
     drain_override_s: float | None = Field(None, ge=0, description="drain time of every agent, whatever its spec says")
-    host_tick_s: float = Field(0.1, gt=0, description="longest pause between two looks of an agent host at its agents")
+    host_tick_s: float = Field(0.1, gt=0, description="how often an agent host looks whether a draining agent has finished")
     discovery_interval_s: float = Field(300.0, gt=0, description="how often the folders of agent packages are looked through")
     monitoring_interval_s: float = Field(10.0, gt=0, description="how often beat looks for silent agents")
     cleanup_interval_s: float = Field(3600.0, gt=0, description="how often beat removes what is older than its retention")
@@ -116,7 +116,7 @@ class Settings(BaseModel):
     agent_secrets: tuple[str, ...] = Field(
         (), description="environment variables that the processes of agents get although they look like secrets"
     )
-    console_heartbeats: bool = Field(False, description="agent hosts print each heartbeat")
+    console_heartbeats: bool = Field(False, description="whoever writes heartbeats logs each of them as well")
     log_level: LogLevel = Field("INFO", description="of agent hosts and the processes that they start")
     log_directory: Path | None = Field(None, description="folder of the agents' logs and of their event files; none: `logs` in home")
 
@@ -129,7 +129,7 @@ class Settings(BaseModel):
     api_port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     api_log_level: LogLevel = Field("INFO", description="of the management API")
     manager_name: str = Field(
-        "orchestrator-manager", min_length=1, max_length=100, description="what the manager calls itself to agents and in logs"
+        "orchestrator-manager", min_length=1, max_length=100, description="what whoever speaks to services calls itself (User-Agent)"
     )
     manager_url: str = Field("", description="where agents reach the management API; empty: api_port on this machine")
     auth_mode: Literal["none", "token", "jwt"] = Field("none", description="what callers of the management API must show")
@@ -144,6 +144,14 @@ class Settings(BaseModel):
     eager: bool = Field(True, description="run activities where the turn ran; off: every activity goes through its queue")
     quick_claims: bool = Field(True, description="an idle worker claims by a statement of its own, without waiting for the disk")
     hints: bool = Field(True, description="PostgreSQL tells an idle worker of a new run before the broker does; off: the broker alone")
+    own_timers: bool = Field(
+        True, description="a worker fires timers of runs that it has in memory within their turn; off: as all others are"
+    )
+    group_commits: bool = Field(True, description="signals that threads of one process send at once share a commit; off: each has its own")
+    calm_collector: bool = Field(
+        True,
+        description="a worker keeps what it has loaded out of Python's garbage collections and has fewer of them; off: as Python does it",
+    )
     ring_window_s: float = Field(0.002, ge=0, description="rings for one queue within this time are one message")
 
     @field_validator("log_level", "api_log_level", mode="before")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from schemas.history import Arrival
+from schemas.history import Arrival, TimerFired
 from schemas.runs import (
     ActivityKey,
     BeatAnswer,
@@ -34,6 +34,7 @@ class Job:
     consumed: list[int] = field(default_factory=list)
     settled: list[ActivityKey] = field(default_factory=list)
     direct: list[Resolved] = field(default_factory=list)  # outcomes of eager activities among the arrivals, in case the turn is lost
+    fired: list[int] = field(default_factory=list)  # timers that this very turn fires, among the arrivals
     more: bool = False
     turn_failures: int = 0
 
@@ -54,7 +55,8 @@ class Job:
 
     def hear(self, inbox: Sequence[InboxEntry]) -> None:
         """Consume the whole inbox instead of its beginning."""
-        self.arrivals = [*(entry.arrival for entry in inbox), *(settled.arrival for settled in self.direct)]
+        fired = (TimerFired(seq) for seq in self.fired)
+        self.arrivals = [*(entry.arrival for entry in inbox), *(settled.arrival for settled in self.direct), *fired]
         self.consumed = [entry.id for entry in inbox]
         self.more = False
 
@@ -63,6 +65,11 @@ class Job:
         self.arrivals.append(settled.arrival)
         self.settled.append(settled.key)
         self.direct.append(settled)
+
+    def fire(self, seq: int) -> None:
+        """Consume the firing of a timer without the detour through the inbox."""
+        self.arrivals.append(TimerFired(seq))
+        self.fired.append(seq)
 
 
 @dataclass(slots=True)

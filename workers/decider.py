@@ -10,7 +10,7 @@ from orchestrator.core.definitions import WORKFLOWS
 from orchestrator.core.failures import to_failure
 from orchestrator.core.instance import Instance
 from orchestrator.core.payloads import PayloadConverter
-from orchestrator.core.replay import revive, step
+from orchestrator.core.replay import replay, revive, step
 from orchestrator.errors import OrchestratorError, QueryFailed
 from schemas.history import FLAGS_NOW, Failure, Json, Turn
 from schemas.runs import Question, TurnCommit, TurnFailure
@@ -46,15 +46,16 @@ class Decider:
         self._fresh_id = fresh_id
 
     def missing(self, jobs: Iterable[Job], questions: Iterable[Question]) -> dict[str, int]:
-        """Runs whose history must be read (from the turn after the given one): no instance in memory, or one that is not where the run is."""
+        """Runs whose history must be read, from the turn after the given one: all of it, or what others did since our instance was here."""
         missing = {}
         for job in jobs:
             held = self.instances.get(job.run_id)
-            if held is not None and held.turn != job.turn:
-                self.instances.drop(job.run_id)
-                held = None
-            if job.arrivals and job.turn and (held is None or held.instance is None):
+            if not (job.arrivals and job.turn):
+                continue
+            if held is None or held.instance is None:
                 missing[job.run_id] = 0
+            elif held.turn != job.turn:
+                missing[job.run_id] = held.turn
         for question in questions:
             held = self.instances.get(question.run_id)
             if held is None or held.instance is None:
@@ -86,6 +87,7 @@ class Decider:
             commands=decision.commands,
             consumed=tuple(job.consumed),
             settled=tuple(job.settled),
+            fired=tuple(job.fired),
             more=job.more,
         )
         try:
@@ -102,7 +104,7 @@ class Decider:
             instance.close()
             self.fail(job, error, batch)
             return
-        self.instances.put(job.run_id, Held(job.epoch, job.turn + 1, instance))
+        self.instances.put(job.run_id, Held(job.epoch, job.turn + 1, instance, job.queue, job.type))
         batch.commits.append(commit)
         batch.plans[job.run_id] = planned
 
@@ -129,10 +131,14 @@ class Decider:
 
     def _instance(self, job: Job, histories: Histories) -> Instance:
         held = self.instances.get(job.run_id)
-        if held is not None and held.instance is not None:
+        if held is not None and held.instance is not None and held.turn == job.turn:
             return held.instance
         with self._watchdog.turn(f"workflow {job.type!r} in its replay"):
-            return revive(WORKFLOWS[job.type], histories.get(job.run_id, ()), self._converter)
+            if held is None or held.instance is None:
+                return revive(WORKFLOWS[job.type], histories.get(job.run_id, ()), self._converter)
+            for turn in histories.get(job.run_id, ()):  # what it stood at was committed, so it goes on from there
+                replay(held.instance, turn)
+            return held.instance
 
     def fail(self, job: Job, error: Exception, batch: Batch) -> None:
         """The turn cannot be taken: the run waits, with the reason, and is tried again later."""

@@ -53,7 +53,7 @@ class Plan:
     eager: list[PendingActivity] = field(default_factory=list)
     tasks: list[PendingActivity] = field(default_factory=list)
     queues: set[str] = field(default_factory=set)  # that have new work
-    timers: list[float] = field(default_factory=list)
+    timers: list[tuple[float, int]] = field(default_factory=list)  # when, and which
     canceled: list[int] = field(default_factory=list)  # activities to stop, by number
     closed: bool = False
 
@@ -82,7 +82,7 @@ def plan(
             activities.append(NewActivity(scheduled, queue, eager))
             _follow(planned, commit, started, scheduled, queue, eager=eager)
         elif isinstance(command, TimerStarted):
-            planned.timers.append(command.fire_at)
+            planned.timers.append((command.fire_at, command.seq))
         elif isinstance(command, ActivityCancelRequested):
             planned.canceled.append(command.seq)
     return (replace(commit, activities=tuple(activities)) if activities else commit), planned

@@ -90,6 +90,7 @@ class Host:
         self.lease = Lease(orchestrator.store, orchestrator.broker, settings, node=node, queues=queues, clock=clock)
         self._clock = clock
         self.claims = Claims()
+        self.on_renewed: list[Callable[[], None]] = []  # told after others took our work; must return at once
         self._tasks: dict[ActivityKey, PendingActivity] = {}  # Celery tasks that run here as activities
         self._doors = threading.Lock()
         self._inside = 0  # messages of activities between their arrival and their end
@@ -214,6 +215,8 @@ class Host:
         self._renew.clear()
         self.engine.start_anew(worker_id)
         self.engine.skew_s = skew_s
+        for told in self.on_renewed:
+            told()
 
     def _skewed(self, skew_s: float) -> None:
         self.engine.skew_s = skew_s

@@ -20,6 +20,8 @@ class Held:
     epoch: int
     turn: int
     instance: Instance | None
+    queue: str
+    type: str
 
 
 class Instances:

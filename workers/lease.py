@@ -22,6 +22,7 @@ from workers import vitals
 log = logging.getLogger("orchestrator.lease")
 
 JITTER = 0.2  # share of an interval by which beats are spread
+FROZEN_S = 10.0  # a transaction whose process has said nothing for so long, and is no living worker, is ended
 
 
 class Vitals(Protocol):
@@ -59,6 +60,7 @@ class Lease:
         self._signs = signs
         self._identity = signs.identity(worker_id="", node=node, queues=(), build=settings.build)
         self._extend_at = 0.0  # on the monotonic clock
+        self._thaw_at = 0.0  # likewise: when locks of frozen processes are looked for
         self._stopping = False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -124,6 +126,9 @@ class Lease:
 
     def _extend(self, lost: Callable[[], None], skewed: Callable[[float], None]) -> None:
         with self._store.transaction(purpose="workers.extend") as tx:
+            if self._clock.monotonic() >= self._thaw_at:
+                self._thaw_at = self._clock.monotonic() + self._settings.lease_s
+                workers.end_frozen(tx, FROZEN_S)
             ours = workers.extend(tx, self._identity.worker_id, self._settings.lease_s, stopping=self._stopping)
             skew_s = tx.now() - self._clock.now()
         skewed(skew_s)

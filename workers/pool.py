@@ -240,9 +240,13 @@ class FleetPool(BasePool):
             try:
                 call = self._deliveries.popleft()
             except IndexError:
-                return
+                break
             self._guard(call)
-        self._hub.call_soon(self._bell)
+        else:
+            self._hub.call_later(0.0, self._handle_deliveries)
+        # Acks are asked for by these calls, on the hub's own thread, and for that thread the hub does not wake: it would sleep on them for a
+        # second, and with them on the room for the next messages.
+        _run_ready_callbacks(self._hub)
 
     def _guard(self, call: Delivery) -> None:
         try:

@@ -23,10 +23,14 @@ from orchestrator.dispatch import DOORBELL, task_id
 from orchestrator.errors import DatabaseUnavailable, SettingsError
 from schemas.history import Failure
 from schemas.runs import PendingActivity
-from workers import supervision
+from workers import (
+    rolling_restart,  # noqa: F401 - whoever can supervise agents can do this as well: being imported makes its workflow known
+    supervision,
+)
 from workers.bus import BusStep
 from workers.consumer import FleetConsumer, strategy_hooks
 from workers.coroutines import CoroutineLoop
+from workers.garbage import calm
 from workers.host import Host
 from workers.jobs import TaskJob, ThreadJob
 from workers.letters import Letters
@@ -119,9 +123,6 @@ class EngineStep(bootsteps.StartStopStep):
 
     requires = ("celery.worker.components:Pool",)
 
-    def __init__(self, worker: Any, **_: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
-        worker.engine = None
-
     def include_if(self, worker: Any) -> bool:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
         """Always; and note what children of prefork need to know before the first of them is forked."""
         Presence.node, Presence.main_pid = worker.hostname, os.getpid()
@@ -142,6 +143,7 @@ class EngineStep(bootsteps.StartStopStep):
             threads, loop = pool.threads, pool.loop
         else:
             threads, loop = _own_threads(max(worker.concurrency or 1, 1))
+        calm(orchestrator_of(worker.app).settings)
         Presence.enter(_host(worker.app, worker.hostname, threads, loop, lambda: _monitored(worker)))
 
     def stop(self, worker: Any) -> None:  # noqa: ANN401 - a WorkController, whose bootsteps' attributes no stub knows
@@ -200,6 +202,7 @@ def enter_child(**_: Any) -> None:  # noqa: ANN401 - signals add what they like
         return
     assert Presence.shared is not None, "the main process shares its queues before it forks"
     threads, loop = _own_threads(CHILD_THREADS)
+    calm(orchestrator_of(app).settings)
     Presence.enter(_host(app, f"{Presence.node}/{os.getpid()}", threads, loop, Presence.shared.shown))
     wrap_tracers(app, Presence.current)
 

@@ -31,6 +31,7 @@ from workers.attempts import Budget, Outcome, Runner
 from workers.batch import Batch, Job, Written
 from workers.decider import Decider
 from workers.effects import Plan
+from workers.timers import Timers
 
 log = logging.getLogger("orchestrator.turns")
 
@@ -72,6 +73,7 @@ class Engine:
         self._notes = notes
         self._clock = clock
         self._agenda = Agenda()
+        self._timers = Timers(self._agenda)
         self._running: dict[ActivityKey, PendingActivity] = {}
         self._claimed: list[ClaimedRun] = []
         self._questions: list[Question] = []
@@ -137,7 +139,7 @@ class Engine:
         interval_s = self._runner.beat_interval_s()
         if interval_s is not None:
             longest_s = min(longest_s, interval_s, self.settings.heartbeat_flush_s)
-        return self._agenda.wait_s(self.now(), longest_s)
+        return self._timers.wait_s(self.now(), self._agenda.wait_s(self.now(), longest_s))
 
     def want(self) -> None:
         """Claim in the next transaction."""
@@ -189,12 +191,15 @@ class Engine:
             if pending is None:
                 continue  # no longer ours
             settled = self._settlement(pending, outcome)
-            job = self._job_of(pending, batch) if isinstance(settled, Resolved) else None
+            job = self._job_of(pending.key.run_id, batch) if isinstance(settled, Resolved) else None
             if job is not None and isinstance(settled, Resolved):
                 job.add(settled)
             else:
                 batch.settlements.append(settled)
             self._wanted = self._wanted or self._hungry
+        for run_id, _, seq in self._timers.take(self.now(), self._decider.instances):
+            if (job := self._job_of(run_id, batch)) is not None:
+                job.fire(seq)
 
     def _settlement(self, pending: PendingActivity, outcome: Outcome) -> Settlement:
         if outcome.failure is None:
@@ -202,12 +207,11 @@ class Engine:
             return Resolved(key, ActivityCompleted(key.seq, outcome.result, key.attempt))
         return settlement(pending, outcome.failure, now=self.now())
 
-    def _job_of(self, pending: PendingActivity, batch: Batch) -> Job | None:
-        """The job that can take an outcome at once: of a run that this process claimed, and nobody else since, as far as it knows."""
-        run_id = pending.key.run_id
+    def _job_of(self, run_id: str, batch: Batch) -> Job | None:
+        """The job that can take something at once: of a run that this process claimed, and nobody else since, as far as it knows."""
         job = batch.jobs.get(run_id)
         if job is None and (held := self._decider.instances.get(run_id)) is not None:
-            job = batch.jobs[run_id] = Job(run_id, held.epoch, held.turn, pending.run_queue, pending.workflow_type)
+            job = batch.jobs[run_id] = Job(run_id, held.epoch, held.turn, held.queue, held.type)
         return job
 
     def _decide(self, batch: Batch) -> None:
@@ -357,6 +361,8 @@ class Engine:
             else:
                 left |= planned.queues
                 self._follow(run_id, planned)
+        if any(batch.jobs[run_id].fired for run_id in {*written.lost, *(failure.run_id for failure in batch.failures)}):
+            self._timers.leave(self.now())
         self._decider.instances.trim()
         self._runner.told(written.beaten)
         for answer in written.beaten:
@@ -384,8 +390,11 @@ class Engine:
         self._begin(planned.eager)
         for pending in planned.tasks:
             self.broker.send(pending)
-        for fire_at in planned.timers:
-            self._agenda.add(fire_at, "timers")
+        if self.settings.own_timers:
+            self._timers.add(run_id, planned.timers)
+        else:
+            for fire_at, _ in planned.timers:
+                self._agenda.add(fire_at, "timers")
         if planned.closed or planned.canceled:
             for key, pending in list(self._running.items()):
                 if key.run_id == run_id and (planned.closed or key.seq in planned.canceled):
@@ -409,7 +418,7 @@ class Engine:
         """Fire what is due by the database's clock. Our own queues need no message."""
         local = LocalFirst(self)
         batch_max = self.settings.due_batch_max
-        if "timers" in due and fire_timers(self.store, local, batch_max=batch_max) >= batch_max:
+        if "timers" in due and fire_timers(self.store, local, self.settings) >= batch_max:
             self._agenda.add(self.now(), "timers")
         if "orphans" in due and part_children(self.store, local, batch_max=batch_max):
             self._agenda.add(self.now(), "orphans")  # there may be more of them, and they may have had children themselves
@@ -450,6 +459,7 @@ class Engine:
         self._wanted = True
         if batch is not None:
             self._left = [*batch.give_back(), *self._left]
+            self._timers.leave(self.now())
         self._claimed, self._questions = [], []
         self._decider.instances.clear()
 

@@ -347,6 +347,10 @@ class Instance:
         self._timers[seq] = started.fire_at, fire
         return seq
 
+    def waits_for_timer(self, seq: int) -> bool:
+        """Whether this timer was asked for and has neither fired nor been cancelled."""
+        return seq in self._timers
+
     def cancel_timer(self, seq: int) -> None:
         """The timer is no longer wanted."""
         if self._closed or seq not in self._timers:  # it has fired, or nobody is there to care

@@ -7,6 +7,7 @@ an open `Transaction` first. The store imports schemas, errors, clock and crash 
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -318,6 +319,11 @@ def _sqlite_engine(url: sqlalchemy.URL, clock: Clock, pool: Mapping[str, Any]) -
     return engine
 
 
+def session_name(pid: int, host: str) -> str:
+    """What the sessions of a process are called in PostgreSQL's `pg_stat_activity`, cut as names are there."""
+    return f"orchestrator {pid} {host}"[:63]
+
+
 def _postgres_engine(url: sqlalchemy.URL, pool: Mapping[str, Any]) -> sqlalchemy.Engine:
     options: dict[str, Any] = {"autocommit": True, "prepare_threshold": 2}
     if "connect_timeout" not in url.query:
@@ -327,6 +333,8 @@ def _postgres_engine(url: sqlalchemy.URL, pool: Mapping[str, Any]) -> sqlalchemy
     @sqlalchemy.event.listens_for(engine, "connect")
     def prepare(connection: psycopg.Connection[Any], _record: object) -> None:
         connection.execute(PLANNING)
+        if "application_name" not in url.query:
+            connection.execute("SELECT set_config('application_name', %s, false)", (session_name(os.getpid(), socket.gethostname()),))
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:  # migrations only: `transaction` speaks to the driver

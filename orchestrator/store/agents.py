@@ -71,7 +71,8 @@ WHERE a.node <> '' AND a.status IN ('running', 'paused', 'stopping', 'inactive')
   AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.node = a.node AND w.expires_at > {{now}}) ORDER BY a.agent_id LIMIT :limit
 """  # noqa: S608 - columns of our own
 _PLACE = """
-UPDATE agents SET keeper = :keeper, node = :node, pid = :pid, pid_started_at = :pid_started_at, started_at = {now}, version = version + 1
+UPDATE agents SET keeper = :keeper, node = :node, pid = :pid, pid_started_at = :pid_started_at, version = version + 1,
+    started_at = CASE WHEN pid = :pid AND pid_started_at = :pid_started_at THEN started_at ELSE {now} END
 WHERE agent_id = :agent_id
 """
 _REGISTER = "UPDATE agents SET registered = true, registered_at = {now}, version = version + 1 WHERE agent_id = :agent_id"
@@ -246,7 +247,7 @@ def unwillingly_still(tx: Transaction, *, limit: int) -> list[Agent]:
 
 
 def place(tx: Transaction, agent_id: str, *, keeper: str, node: str, pid: int, pid_started_at: float) -> None:
-    """Note where the process of a locked agent was started."""
+    """Note where the process of a locked agent was started; if it has said so itself, it has said when."""
     tx.run(_PLACE, agent_id=agent_id, keeper=keeper, node=node, pid=pid, pid_started_at=float(pid_started_at))
 
 

@@ -8,7 +8,10 @@ from orchestrator.store import runs
 from orchestrator.store.transaction import Transaction
 from schemas.history import Arrival, RunTimedOut, TimerFired
 
-_DUE = "SELECT run_id, kind, seq FROM timers WHERE fire_at <= {now} ORDER BY fire_at LIMIT :batch_max"
+_DUE = """
+SELECT run_id, kind, seq FROM timers WHERE fire_at <= {now} AND (kind <> 'timer' OR fire_at <= {now} - :head_start_s)
+ORDER BY fire_at LIMIT :batch_max
+"""
 # Asked again under the locks of the runs: a turn may have stopped the timer, or another beat may have fired it.
 _TAKE = """
 DELETE FROM timers
@@ -19,7 +22,8 @@ _QUEUES = "SELECT DISTINCT queue FROM runs WHERE {in run_id :run_ids} AND status
 _STARTED = "SELECT run_id, started_at FROM runs WHERE {in run_id :run_ids}"
 _NEXT_DUE = """
 SELECT min(at) FROM (
-    SELECT min(fire_at) AS at FROM timers
+    SELECT fire_at + CASE WHEN kind = 'timer' THEN :head_start_s ELSE 0.0 END AS at
+    FROM (SELECT fire_at, kind FROM timers ORDER BY fire_at LIMIT 1) AS first
     UNION ALL SELECT min(due_at) FROM activities WHERE state = 'queued' AND task
     UNION ALL SELECT min(due_at) FROM activities WHERE state = 'queued' AND NOT task AND due_at > {now}
     UNION ALL SELECT min(deadline_at) FROM activities WHERE deadline_at IS NOT NULL
@@ -42,9 +46,12 @@ class FiredTimers:
     queues: frozenset[str]
 
 
-def fire_timers(tx: Transaction, batch_max: int) -> FiredTimers:
-    """Fire the timers that are due, the longest overdue first; close the runs whose own time is up."""
-    due = tx.run(_DUE, batch_max=batch_max)
+def fire_timers(tx: Transaction, batch_max: int, head_start_s: float = 0.0) -> FiredTimers:
+    """Fire the timers that are due, the longest overdue first; close the runs whose own time is up.
+
+    A timer of a run's code is left to the process that has the run in memory for `head_start_s`.
+    """
+    due = tx.run(_DUE, batch_max=batch_max, head_start_s=float(head_start_s))
     if not due:
         return FiredTimers(0, frozenset())
     run_ids = sorted({run_id for run_id, _, _ in due})
@@ -62,9 +69,9 @@ def fire_timers(tx: Transaction, batch_max: int) -> FiredTimers:
     return FiredTimers(len(taken), frozenset(queue for (queue,) in queues) | told)
 
 
-def next_due_at(tx: Transaction) -> float | None:
+def next_due_at(tx: Transaction, head_start_s: float = 0.0) -> float | None:
     """When `fire_timers`, `activities.expired`, `activities.to_publish`, `relations.part` or `came_due` will next have something; perhaps already."""
-    at: float | None = tx.run(_NEXT_DUE)[0][0]
+    at: float | None = tx.run(_NEXT_DUE, head_start_s=float(head_start_s))[0][0]
     return at
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
 from sqlalchemy import Connection
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 UPGRADE_LOCK = 0x6F726368  # names the advisory lock of PostgreSQL: "orch"
@@ -18,25 +19,33 @@ def upgrade(connection: Connection) -> None:
     """Bring the schema to the newest version inside the open transaction of `connection`; concurrent upgrades wait for each other."""
     if connection.dialect.name == "postgresql":  # SQLite's BEGIN IMMEDIATE is lock enough
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})")
+    # Whoever only looks whether the schema fits, as every process does at its start, must not load what can change it.
+    from alembic import command  # noqa: PLC0415 - see above
+
     command.upgrade(_config(connection), "head")
 
 
 def head() -> str:
     """The revision that this code needs."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None, "the package ships at least one migration"
-    return revision
+    return _revisions()[-1]
 
 
 def knows(revision: str) -> bool:
     """Is it a revision of this code? A newer one, from a version that is being rolled out, is not."""
-    try:
-        return ScriptDirectory.from_config(_config()).get_revision(revision) is not None
-    except CommandError:
-        return False
+    return revision in _revisions()
 
 
-def _config(connection: Connection | None = None) -> Config:
+@cache
+def _revisions() -> tuple[str, ...]:
+    """The revisions of this code, oldest first: a migration is a file that begins with its number."""
+    found = tuple(sorted(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py")))
+    assert found, "the package ships at least one migration"
+    return found
+
+
+def _config(connection: Connection) -> Config:
+    from alembic.config import Config  # noqa: PLC0415 - see `upgrade`
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.orm import Session, SessionTransaction
 
 from orchestrator.errors import InvalidArgument
 from orchestrator.store import Store
 from orchestrator.store.transaction import Transaction
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, SessionTransaction
 
 _WAITING = "orchestrator.after_commit"  # key in `Session.info`
 
 
 def joined(store: Store, session: Session) -> Transaction:
     """Our part of the transaction of `session`, begun if need be; raises InvalidArgument if it is not on a database of the store's kind."""
+    from sqlalchemy.orm import Session  # noqa: PLC0415 - whoever has a session has it loaded; all others start sooner without
+
     given: Any = session
     if not isinstance(given, Session):
         raise InvalidArgument(f"session must be a SQLAlchemy or SQLModel Session, not {type(given).__name__}")

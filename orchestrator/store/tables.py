@@ -30,7 +30,9 @@ class RunTable(SQLModel, table=True):
     __tablename__ = "runs"
     __table_args__: ClassVar[Any] = (
         partial("runs_open", "workflow_id", where="status = 'running'", unique=True),
-        Index("runs_by_workflow", "workflow_id", "started_at"),
+        # With the operators of patterns PostgreSQL finds all ids that begin alike, whatever its locale.
+        Index("runs_by_workflow", "workflow_id", "started_at", postgresql_ops={"workflow_id": "text_pattern_ops"}),
+        partial("runs_ended_badly", "started_at", "run_id", where="status NOT IN ('running', 'completed', 'continued_as_new')"),
         partial("runs_ready", "queue", text("priority DESC"), "ready_at", where="ready"),
         partial("runs_owned", "owner", where="owner IS NOT NULL"),
         Index("runs_by_start", "started_at", "run_id"),

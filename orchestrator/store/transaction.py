@@ -7,6 +7,7 @@ A sentence is SQL with `:name` parameters and a few macros, rendered once per da
   for all rows at once (PostgreSQL, one statement) as for one row after the other (SQLite, one prepared statement run per row:
   measured faster there than unpacking JSON, and floats stay exact, which replay depends on);
 * `{in column :list}` membership in a list parameter; `{least}` the smallest of its arguments, none of them NULL;
+* `{begins column :first :beyond}` text from `first` up to, but not with, `beyond`, character by character in any locale;
 * `{skip_locked}`, `{lock}` row locks, nothing on SQLite where the one writer has the whole file;
 * for views: `{time column}` a readable time, `{each column}` the elements of a JSON array as `e(value, key)`.
 """
@@ -375,6 +376,10 @@ def render(dialect: str, sentence: str, *, one_row: bool = False) -> Rendered:
                 value = parameter(parameter_name)
                 listed = f"{column} IN (SELECT value FROM json_each({value}))"  # noqa: S608 - names from our own sentences
                 return f"{column} = ANY({value})" if postgres else listed
+            case "begins":
+                column, first, beyond = argument.split(" :")
+                least, below = ("~>=~", "~<~") if postgres else (">=", "<")
+                return f"{column} {least} {parameter(first)} AND {column} {below} {parameter(beyond)}"
             case "least":
                 return "least" if postgres else "min"
             case "skip_locked":

@@ -50,6 +50,10 @@ WHERE (run_id, seq, attempt) IN (SELECT v.run_id, v.seq, v.attempt FROM {rows ru
   AND state = 'started' AND worker = :worker
 RETURNING run_id, seq
 """
+_FIRE = """
+DELETE FROM timers WHERE (run_id, kind, seq) IN (SELECT v.run_id, v.kind, v.seq FROM {rows run_id:text, kind:text, seq:int}) AND fire_at <= {now}
+RETURNING run_id, seq
+"""
 _APPEND = """
 INSERT INTO turns (run_id, turn, at, flags, worker, build, events)
 SELECT v.run_id, v.turn, v.at, v.flags, :worker, :build, v.events FROM {rows run_id:text, turn:int, at:float, flags:int, events:text}
@@ -78,6 +82,9 @@ WHERE true ON CONFLICT DO NOTHING
 """
 _STOP_TIMERS = """
 DELETE FROM timers WHERE (run_id, kind, seq) IN (SELECT v.run_id, v.kind, v.seq FROM {rows run_id:text, kind:text, seq:int})
+"""
+_CLEAR_TIMERS = """
+DELETE FROM timers WHERE {in run_id :run_ids} AND NOT (kind = 'timer' AND {in run_id || ' ' || cast(seq AS text) :fired})
 """
 _CLEAR_ACTIVITIES = """
 DELETE FROM activities WHERE {in run_id :run_ids} AND NOT {in run_id || ' ' || cast(seq AS text) :settled}
@@ -179,7 +186,7 @@ def commit(
 ) -> Committed:
     """Write turns of different runs with a handful of statements; return the runs whose turn was lost, of which nothing is written.
 
-    A turn is lost when its epoch is not the run's any more, when an activity it settles is not this worker's any more, and, if it
+    A turn is lost when its epoch is not the run's any more, when an activity it settles is not this worker's any more, when a timer it fires is gone or not due, and, if it
     closes the run, when something new has arrived meanwhile: then the run is claimable at once. Must be the first thing that the
     transaction writes, because a loser makes it start over; `beside` are other runs that it will write to, locked with these. A single
     transaction (see `is_single`) raises Unmet instead of naming losers.
@@ -229,6 +236,7 @@ def release(tx: Transaction, claims: Sequence[tuple[str, int]]) -> None:
 def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: str, republish_s: float) -> set[str]:
     """Write all there is in one go; return the runs whose fence did not hold, or nothing if all is well."""
     going_on = [turn for turn in turns if turn.status is Status.RUNNING]
+    firing = sorted((turn.run_id, "timer", seq) for turn in turns for seq in turn.fired)
     keys = sorted({(key.run_id, key.seq, key.attempt) for turn in turns for key in turn.settled})
     consumed = [entry_id for turn in going_on for entry_id in turn.consumed]
     closing = [turn for turn in turns if turn.status is not Status.RUNNING]
@@ -240,6 +248,8 @@ def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
         settled = group.send_rows(_SETTLE_EAGER, keys, worker=worker)
         group.expect(advanced, len(turns))
         group.expect(settled, len(keys))
+        fired = group.send_rows(_FIRE, firing)
+        group.expect(fired, len(firing))
         group.send_rows(
             _APPEND,
             [(t.run_id, t.turn, t.at, int(t.flags), documents.dump([*t.arrivals, *t.commands])) for t in turns],
@@ -256,6 +266,7 @@ def _write(tx: Transaction, turns: Sequence[TurnCommit], *, worker: str, build: 
         return set()  # else it would have raised Unmet
     stands = {run_id for (run_id,) in advanced.rows()}
     gone = {(run_id, seq) for run_id, seq, _ in keys} - {(run_id, seq) for run_id, seq in settled.rows()}
+    gone |= {(run_id, seq) for run_id, _, seq in firing} - {(run_id, seq) for run_id, seq in fired.rows()}
     return {turn.run_id for turn in turns} - stands | {run_id for run_id, _ in gone}
 
 
@@ -283,7 +294,9 @@ def _write_going_on(tx: Sender, turns: Sequence[TurnCommit], *, worker: str, rep
     tx.send_rows(_SCHEDULE, scheduled, worker=worker, republish_s=republish_s)
     started = [(turn.run_id, c.seq, c.fire_at) for turn in turns for c in turn.commands if isinstance(c, TimerStarted)]
     tx.send_rows(_START_TIMERS, started)
-    stopped = [(turn.run_id, "timer", c.seq) for turn in turns for c in turn.commands if isinstance(c, TimerCanceled)]
+    # What fires in this very turn is being removed beside this; one statement must not remove a row twice.
+    canceled = [(turn, c.seq) for turn in turns for c in turn.commands if isinstance(c, TimerCanceled)]
+    stopped = [(turn.run_id, "timer", seq) for turn, seq in canceled if seq not in turn.fired]
     tx.send_rows(_STOP_TIMERS, stopped)
 
 
@@ -295,7 +308,7 @@ def _write_closing(tx: Sender, turns: Sequence[TurnCommit], keys: Sequence[tuple
     runs.record_outcomes(tx, outcomes)
     run_ids = [turn.run_id for turn in turns]
     tx.send("DELETE FROM inbox WHERE {in run_id :run_ids}", run_ids=run_ids)
-    tx.send("DELETE FROM timers WHERE {in run_id :run_ids}", run_ids=run_ids)
+    tx.send(_CLEAR_TIMERS, run_ids=run_ids, fired=[f"{turn.run_id} {seq}" for turn in turns for seq in turn.fired])
     # What was settled is being removed beside this; one statement must not remove a row twice.
     tx.send(_CLEAR_ACTIVITIES, run_ids=run_ids, settled=[f"{run_id} {seq}" for run_id, seq, _ in keys])
 

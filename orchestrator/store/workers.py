@@ -22,6 +22,12 @@ _LIST = f"SELECT {_COLUMNS} FROM workers ORDER BY node, worker_id"  # noqa: S608
 _PREDECESSORS = f"SELECT {_COLUMNS} FROM workers WHERE node = :node AND worker_id <> :worker_id ORDER BY worker_id"  # noqa: S608 - columns of our own
 _ON_HOST = f"SELECT {_COLUMNS} FROM workers WHERE host = :host AND boot_id = :boot_id ORDER BY worker_id"  # noqa: S608 - columns of our own
 _STRIKE_EXPIRED = f"DELETE FROM workers WHERE expires_at <= {{now}} RETURNING {_COLUMNS}"  # noqa: S608 - columns of our own
+_END_FROZEN = """
+SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a
+WHERE a.datname = current_database() AND a.application_name LIKE 'orchestrator %' AND a.state <> 'idle' AND a.wait_event = 'ClientRead'
+  AND greatest(a.query_start, a.state_change) < clock_timestamp() - :idle_s * interval '1 second'
+  AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.expires_at > {now} AND a.application_name = left('orchestrator ' || w.pid || ' ' || w.host, 63))
+"""
 _ORPHANS = """
 SELECT owner FROM runs WHERE owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.worker_id = runs.owner)
 UNION SELECT worker FROM activities WHERE worker IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.worker_id = activities.worker)
@@ -80,6 +86,14 @@ def on_host(tx: Transaction, host: str, boot_id: str) -> list[WorkerRow]:
 def strike_expired(tx: Transaction) -> list[WorkerRow]:
     """Strike off the workers whose lease has run out; what they held is an orphan's until it is given back."""
     return sorted((_worker(row) for row in tx.run(_STRIKE_EXPIRED)), key=lambda row: row.identity.worker_id)
+
+
+def end_frozen(tx: Transaction, idle_s: float) -> int:
+    """End the sessions of ours on PostgreSQL whose process is frozen or cut off in the middle of a transaction, so that its locks are freed.
+
+    It has said nothing for `idle_s`, and is no worker whose lease stands: a transaction of those may wait for what its author does in it.
+    """
+    return 0 if tx.dialect == "sqlite" else len(tx.run(_END_FROZEN, idle_s=float(idle_s)))
 
 
 def orphans(tx: Transaction) -> list[WorkerRow]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.core.fencing import START_TOLERANCE_S, Process
+from orchestrator.store import listing
 from orchestrator.store.transaction import Row, Transaction
 from schemas.agents import Work
 from schemas.messages import WorkResult
@@ -28,6 +30,13 @@ _BEGIN = """
 UPDATE works SET started_at = coalesce(started_at, {now}), executed_by = :executed_by, executions = executions + 1
 WHERE request_id = :request_id AND completed_at IS NULL RETURNING executions
 """
+_BEGIN_FENCED = f"""
+UPDATE works SET started_at = coalesce(started_at, {{now}}), executed_by = :executed_by, executions = executions + 1
+WHERE request_id = :request_id AND completed_at IS NULL
+  AND EXISTS (SELECT 1 FROM agents a WHERE a.agent_id = :executed_by AND a.node IN ('', :node)
+              AND (:pid = 0 OR (a.pid = :pid AND abs(a.pid_started_at - :pid_started_at) < {START_TOLERANCE_S})))
+RETURNING executions
+"""  # noqa: S608 - a number of our own
 _NOT_BEGUN = """
 UPDATE works SET executions = executions - 1 WHERE request_id = :request_id AND completed_at IS NULL AND executions > 0
 """
@@ -76,9 +85,16 @@ def get(tx: Transaction, request_id: str) -> Work | None:
     return _work(rows[0]) if rows else None
 
 
-def begin(tx: Transaction, request_id: str, executed_by: str) -> int:
-    """Count an execution by this agent; how many there were with this one, 0 if the work is done already or unknown."""
-    rows = tx.run(_BEGIN, request_id=request_id, executed_by=executed_by)
+def begin(tx: Transaction, request_id: str, executed_by: str, process: Process | None = None) -> int:
+    """Count an execution by this agent; how many there were with this one, 0 if the work is done already or unknown.
+
+    With a `process` it is 0 as well if the agent is another one by now; a pid of 0 stands for a service, which its node alone speaks for.
+    """
+    if process is None:
+        rows = tx.run(_BEGIN, request_id=request_id, executed_by=executed_by)
+    else:
+        fence = {"node": process.node, "pid": process.pid, "pid_started_at": float(process.started_at)}
+        rows = tx.run(_BEGIN_FENCED, request_id=request_id, executed_by=executed_by, **fence)
     return int(rows[0][0]) if rows else 0
 
 
@@ -100,13 +116,15 @@ def open_of(tx: Transaction, agent_id: str, *, limit: int = WORKS_PAGE_MAX) -> l
 
 
 def prune(tx: Transaction, older_than_s: float, *, batch_max: int) -> int:
-    """Forget works that were done longer ago than that, and those whose run was ended from outside; return how many.
+    """Forget works that were done longer ago than that, and those whose run was ended from outside, with their runs; return how many.
 
     From then on their request ids are new again. Never prune sooner than a message can come a second time.
     """
     done = tx.run(_PRUNE_DONE, older_than_s=float(older_than_s), batch_max=batch_max)
     abandoned = tx.run(_PRUNE_ABANDONED, older_than_s=float(older_than_s), batch_max=batch_max)
-    return len(done) + len(abandoned)
+    request_ids = [request_id for (request_id,) in (*done, *abandoned)]
+    listing.delete_closed(tx, [RUN_PREFIX + request_id for request_id in request_ids])
+    return len(request_ids)
 
 
 def _work(row: Row) -> Work:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, cast
 
 from orchestrator.client import Client
 from orchestrator.errors import DatabaseUnavailable, WorkflowAlreadyStarted, WorkflowNotFound, WorkflowNotOpen
+from orchestrator.handle import Spoken, deliver_together
 from orchestrator.starting import UNSET
 from orchestrator.store import runs
 from orchestrator.waiting import Waiter
@@ -90,7 +91,8 @@ def race(chance: Random) -> Scenario:
 
 def collect(chance: Random) -> Scenario:
     wanted = chance.randint(1, 6)
-    acts = [put("collect", n, chance) for n in range(wanted)]
+    together = range(min(wanted, 3))  # sent at once by threads of one process: one commit
+    acts = [crowd("collect", together, chance), *(put("collect", n, chance) for n in range(len(together), wanted))]
     acts += [Act(chance.uniform(0.0, 10.0), lambda client, id_: next(client.get_handle(id_).query_steps("count", UNSET, ())))]
     right = lambda ended: ended.last.status is Status.COMPLETED and sorted(ended.last.result) == list(range(wanted))  # noqa: E731 - an oracle in a line
     return Scenario("collect", corpus.Collect, [wanted], right, acts)
@@ -108,6 +110,19 @@ def put(name: str, item: int, chance: Random) -> Act:
         request_id = f"{id_}-{name}-{item}"
         client.get_handle(id_).signal("put", item, request_id=request_id)
         return request_id
+
+    return Act(chance.uniform(0.0, 8.0), do)
+
+
+def crowd(name: str, items: Iterable[int], chance: Random) -> Act:
+    def do(client: Client, id_: str) -> str:
+        request_ids = {item: f"{id_}-{name}-{item}" for item in items}
+        signals = {item: SignalReceived("put", (item,), id=request_id) for item, request_id in request_ids.items()}
+        spoken = [Spoken((id_,), signal, request_ids[item], handle=client.get_handle(id_)) for item, signal in signals.items()]
+        for hindrance in deliver_together(client._connection, spoken):
+            if hindrance is not None:
+                raise hindrance
+        return request_ids[0]
 
     return Act(chance.uniform(0.0, 8.0), do)
 

@@ -42,6 +42,7 @@ def settings_of(chance: Random) -> Settings:
         ring_window_s=chance.choice((0.0, 0.002)),
         hints=newer.random() < 0.5,
         quick_claims=newer.random() < 0.7,
+        own_timers=newer.random() < 0.7,
     )
 
 
@@ -72,7 +73,7 @@ def simulate(
         judge(world, work, world.runs)
     except BaseException as error:
         error.add_note(
-            f"--seed {seed}: {sorted(work)}; {world.faults}; {settings.model_dump(include={'cache', 'eager', 'hints', 'quick_claims', 'claim_batch_max'})}"
+            f"--seed {seed}: {sorted(work)}; {world.faults}; {settings.model_dump(include={'cache', 'eager', 'hints', 'quick_claims', 'own_timers', 'claim_batch_max'})}"
         )
         error.add_note("\n".join(world.trace[-400:]))
         raise

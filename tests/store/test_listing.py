@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain
+from typing import Any, cast
 
 import pytest
 
 from orchestrator.errors import InvalidFilter
-from orchestrator.store import listing
+from orchestrator.store import Transaction, listing
 from schemas.history import ActivityScheduled, TimerStarted
 from schemas.runs import RunFilter, Status
 
@@ -54,6 +56,51 @@ def test_filters_can_be_combined(desk):
     assert len(found(started_before=now + 1)) == 4
     assert found(stuck=True) == []
     assert len(found(stuck=False, type=("Invoice",))) == 2
+
+
+def test_a_beginning_is_taken_letter_by_letter_whatever_the_locale_and_the_alphabet(desk):
+    ids = ["a", "ab", "aB", "a-b", "b", "ä", "äx", "a\ud7ff1", "a\U0010ffff", "a\U0010ffff2", "\U0010ffff", "A"]
+    desk.start_all([desk.new(workflow_id) for workflow_id in ids])
+    for prefix in [*ids, "a\ud7ff", "nothing"]:
+        found = chain.from_iterable(pages(desk, id_prefix=prefix))
+        assert sorted(found) == sorted(workflow_id for workflow_id in ids if workflow_id.startswith(prefix)), prefix
+
+
+def test_a_page_of_the_few_is_found_without_looking_at_the_many(desk):
+    """What a database would read: no list of runs that failed, run, are stuck or begin alike goes through all of them."""
+    few = [RunFilter(status=(status,)) for status in Status if status not in {Status.COMPLETED, Status.CONTINUED_AS_NEW}]
+    for wanted in [*few, RunFilter(status=tuple(listing.ENDED_BADLY)), RunFilter(stuck=True), RunFilter(id_prefix="order-")]:
+        for step in plan(desk, wanted):
+            assert not re.search(r"Seq Scan on runs|runs_by_start|SCAN r$", step), (wanted, step)
+
+
+def plan(desk, wanted: RunFilter) -> list[str]:
+    """The steps of a page, among many runs."""
+    many = "order-" if wanted.id_prefix == "" else "other-"
+    desk.start_all([desk.new(f"{many}{number}") for number in range(300)])
+    with desk.store.transaction() as tx:
+        tx.run("UPDATE runs SET status = 'completed', ready = false WHERE workflow_id NOT LIKE '%77'")
+        tx.run("ANALYZE")
+        asked = Explained(tx)
+        listing.list_runs(cast("Transaction", asked), wanted)
+    return asked.said
+
+
+class Explained:
+    """A transaction that tells how it would run what it is asked."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self.dialect = tx.dialect
+        self.said: list[str] = []
+        self._tx = tx
+
+    def send(self, sentence: str, **params: Any) -> None:
+        self._tx.send(sentence, **params)
+
+    def run(self, sentence: str, **params: Any) -> list[Any]:
+        how = "EXPLAIN" if self.dialect == "postgresql" else "EXPLAIN QUERY PLAN"
+        self.said += [str(row[-1]) for row in self._tx.run(f"{how} {sentence}", **params)]
+        return []
 
 
 @pytest.mark.parametrize("wanted", [RunFilter(limit=0), RunFilter(page_after="nonsense")])

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import warnings
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlmodel import SQLModel
 
 from orchestrator import crashpoints
 from orchestrator.clock import SystemClock
 from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable
-from orchestrator.store import Store, listing, runs, schema, tables
+from orchestrator.store import Store, listing, runs, schema, tables, workers
 from orchestrator.store.transaction import render
-from schemas.runs import RunFilter
+from schemas.runs import RunFilter, WorkerIdentity
+from tests.store.conftest import Desk
 
 
 class Stop(Exception):
@@ -172,6 +179,62 @@ def test_connections_that_the_server_has_closed_cost_one_transaction(postgres_ur
     store.dispose()
 
 
+FROZEN = """
+import os, socket, sys
+from orchestrator import store
+from orchestrator.errors import DatabaseUnavailable
+with store.Store.open(sys.argv[1]) as opened:
+    try:
+        with opened.transaction() as tx:
+            tx.run("LOCK TABLE runs IN EXCLUSIVE MODE")
+            print(os.getpid(), socket.gethostname(), flush=True)
+            sys.stdin.readline()
+            tx.run("SELECT 1")
+    except DatabaseUnavailable as error:
+        print(error)
+    with opened.transaction() as tx:
+        print(tx.run("SELECT 1"))
+"""
+
+
+@pytest.fixture
+def frozen(postgres_url) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A process that stands still in the middle of a transaction, with a lock on all runs."""
+    argv = [sys.executable, "-c", FROZEN, postgres_url]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        who = process.stdout.readline().split()
+        process.send_signal(signal.SIGSTOP)
+        yield process, who
+        process.kill()
+
+
+def test_who_is_frozen_in_the_middle_of_a_transaction_holds_nobody_up(postgres_url, frozen):
+    with Store.open(postgres_url) as opened:
+        with opened.transaction() as tx:
+            assert workers.end_frozen(tx, 60.0) == 0, "it may yet go on"
+            assert workers.end_frozen(tx, 0.0) == 1
+        Desk(opened).start("another")  # waits for the lock
+    process, _ = frozen
+    process.send_signal(signal.SIGCONT)
+    told, _ = process.communicate("\n", timeout=30)
+    assert "cannot be used" in told
+    assert told.splitlines()[-1] == "[(1,)]", "its next transaction has a new connection"
+
+
+def test_a_worker_whose_lease_stands_may_take_its_time_in_a_transaction(postgres_url, frozen):
+    _, (pid, host) = frozen
+    identity = WorkerIdentity("w-1", "w@here", host, "boot", int(pid), 0.0, (), "")
+    with Store.open(postgres_url) as opened:
+        with opened.transaction() as tx:
+            workers.register(tx, identity, 60.0)
+        with opened.transaction() as tx:
+            assert workers.end_frozen(tx, 0.0) == 0
+            workers.extend(tx, "w-1", 0.0)
+        with opened.transaction() as tx:
+            assert workers.end_frozen(tx, 0.0) == 1
+
+
 def test_a_deadlock_is_something_to_try_again(desk, rival):
     if desk.store.dialect == "sqlite":
         with rival.store.transaction(), pytest.raises(DatabaseUnavailable, match="Another process"):
@@ -242,6 +305,18 @@ def test_the_migrations_make_what_the_tables_declare(store, database_url):
         assert "runs" in SQLModel.metadata.tables
         assert compare_metadata(context, SQLModel.metadata) == []
     engine.dispose()
+
+
+def test_the_newest_revision_is_told_without_loading_what_migrates():
+    config = Config()
+    config.set_main_option("script_location", str(schema.MIGRATIONS))
+    assert schema.head() == ScriptDirectory.from_config(config).get_current_head()
+    assert schema.knows("0001")
+    assert not schema.knows("9999")
+    look = (
+        "import sys, orchestrator.celery, workers.agents; print([m for m in ('alembic', 'sqlalchemy.orm', 'fastapi') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_any_text_and_any_time_survives_a_row_source(store):

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from orchestrator.store import due, listing, runs, turns, workers
+from orchestrator.clock import SYSTEM
+from orchestrator.store import Unmet, due, listing, runs, turns, workers
 from schemas.history import (
     ActivityCanceled,
     ActivityCancelRequested,
@@ -17,6 +18,7 @@ from schemas.history import (
     RunStarted,
     SignalReceived,
     TimerCanceled,
+    TimerFired,
     TimerStarted,
 )
 from schemas.runs import ActivityKey, ActivityState, Resolved, RunFilter, Status, TurnFailure
@@ -230,6 +232,35 @@ def test_a_stopped_timer_does_not_fire(desk):
     assert not desk.commit(desk.turn(desk.claim()[0], TimerCanceled(1)))
     assert desk.ask(due.fire_timers, 10).count == 0
     assert desk.ask(listing.pending_timers, run.run_id) == [TimerStarted(2, 4e9)]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_turn_fires_a_timer_of_its_run_once_and_only_when_it_is_due(desk, ends):
+    """Due: it is written. Fired by somebody else meanwhile, or not due yet by the database's clock: the turn is lost, and nothing of it is written."""
+    runs_ = {name: desk.running(TimerStarted(1, at), TimerStarted(2, 4e9)) for name, at in (("due", 0.0), ("gone", 0.0), ("early", 4e9))}
+    with desk.store.transaction() as tx:
+        tx.run("DELETE FROM timers WHERE run_id = :run_id AND seq = 1", run_id=runs_["gone"].run_id)
+
+    def firing(run):
+        options = {"number": 2, "arrivals": (TimerFired(1),), "fired": (1,)}
+        return desk.closing(run, **options) if ends else desk.turn(run, TimerCanceled(1), **options)
+
+    assert desk.commit(*map(firing, runs_.values())) == {runs_["gone"].run_id, runs_["early"].run_id}
+    left = [[timer.seq for timer in desk.ask(listing.pending_timers, run.run_id)] for run in runs_.values()]
+    assert left == [[] if ends else [2], [2], [1, 2]]
+    assert desk.ask(due.fire_timers, 10).count == 0, "nobody fires it again"
+    if desk.store.dialect == "postgresql":  # where a single transaction is one statement and names no losers
+        with pytest.raises(Unmet), desk.store.transaction(single=True) as tx:
+            turns.commit(tx, [firing(runs_["gone"])], worker=desk.worker, build="b1")
+
+
+def test_a_timer_is_left_for_a_moment_to_whoever_has_its_run_in_memory(desk):
+    run = desk.running(TimerStarted(1, SYSTEM.now() - 0.01), run_timeout_s=-1.0)
+    assert desk.ask(due.next_due_at, 60.0) < SYSTEM.now() + 61
+    fired = desk.ask(due.fire_timers, 10, 60.0)
+    assert fired.count == 1, "that of the run itself has no such friend"
+    assert desk.ask(due.fire_timers, 10, 60.0).count == 0
+    assert run.run_id
 
 
 def test_a_failed_turn_leaves_the_run_unharmed_and_says_why(desk):

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.clock import SYSTEM
-from orchestrator.store import works
-from schemas.agents import Work
+from orchestrator.core.fencing import Process
+from orchestrator.store import agents, runs, works
+from schemas.agents import AgentSpec, DesiredState, Work
 from schemas.messages import WorkError, WorkResult
 
 
@@ -47,6 +48,20 @@ def test_the_first_result_is_the_result_however_often_it_was_begun(desk, asked):
     found = desk.ask(works.get, asked.request_id)
     assert (found.executions, found.executed_by, found.result) == (2, "e-2", first)
     assert found.started_at <= found.completed_at
+
+
+@pytest.mark.req("S3-15")
+def test_a_work_is_begun_by_the_process_that_the_row_of_the_agent_names_and_by_no_former_one(desk, asked):
+    desk.ask(agents.add, AgentSpec(id="e-1", type="echo"), desired=DesiredState.RUNNING, discovery="test")
+    desk.ask(agents.place, "e-1", keeper="", node="e-1@here", pid=7, pid_started_at=1000.0)
+    former = [Process("e-1@here", 6, 1000.0), Process("e-1@here", 7, 990.0), Process("e-1@there", 7, 1000.0), Process("e-1@there", 0, 0.0)]
+    assert [desk.ask(works.begin, asked.request_id, "e-1", process) for process in former] == [0, 0, 0, 0]
+    assert desk.ask(works.get, asked.request_id).executions == 0
+    assert desk.ask(works.begin, asked.request_id, "e-1", Process("e-1@here", 7, 1000.2)) == 1
+    assert desk.ask(works.begin, asked.request_id, "e-1", Process("e-1@here", 0, 0.0)) == 2, "a service, which its node speaks for"
+    desk.ask(agents.place, "e-1", keeper="", node="", pid=0, pid_started_at=0.0)
+    assert desk.ask(works.begin, asked.request_id, "e-1", Process("e-1@here", 7, 1000.0)) == 0, "it was given up"
+    assert desk.ask(works.begin, asked.request_id, "gone", Process("e-1@here", 7, 1000.0)) == 0
 
 
 def test_a_work_that_is_done_is_not_begun(desk, asked):
@@ -94,6 +109,9 @@ def test_works_are_forgotten_only_when_they_have_been_done_for_long_enough(desk,
         desk.ask(works.add, work)
     desk.ask(works.finish, done.request_id, WorkResult())
     assert desk.ask(works.prune, 3600.0, batch_max=100) == 0
+    run = desk.running(workflow_id=f"work:{done.request_id}")
+    assert not desk.commit(desk.closing(run, number=2))
     assert desk.ask(works.prune, 0.0, batch_max=100) == 2
+    assert [desk.ask(runs.resolve, f"work:{work.request_id}") is None for work in (done, asked)] == [True, False], "and its run with it"
     assert desk.ask(works.get, asked.request_id), "its run is open: it is still to be done"
     assert desk.ask(works.get, done.request_id) is None

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from celery import signals
 from celery.exceptions import SoftTimeLimitExceeded, Terminated, WorkerLostError
+from kombu import Message
+from kombu.asynchronous import Hub
+from vine import promise
 
 from tests.workers import pool_app
 from tests.workers.pool_app import wait_until
@@ -146,6 +152,7 @@ def test_a_thread_that_was_struck_again_and_again_still_works(pool):
 
 def test_a_queued_task_that_is_terminated_never_runs(pool):
     running = [pool.run("stuck", "queue") for _ in range(2)]
+    wait_until(lambda: all(told.accepted for told in running) and "queue" in pool_app.GATES, "both threads are taken")
     waiting = pool.run("plain", 1, 2)
     waiting.job.terminate(15)
     assert waiting.errors
@@ -244,3 +251,23 @@ def test_a_warm_shutdown_finishes_and_acks_what_runs(start_worker, valkey):
         unacked = connection.default_channel.client.hvals("unacked")
     queue = worker.app.conf.task_default_queue.encode()  # other tests killed workers in the middle of their tasks
     assert not [message for message in unacked if queue in message]
+
+
+def test_an_ack_is_sent_when_the_outcome_is_told_and_not_when_the_hub_has_slept(pool):
+    """The hub does not wake for what its own thread asks for: acks would wait for up to a second, and the next messages with them."""
+    acked = []
+    hub: Any = Hub()
+    fleet = current_pool()
+    assert fleet is not None
+    before, fleet._hub = fleet._hub, hub
+    try:
+        ack = Message(
+            channel=SimpleNamespace(no_ack_consumers=None, basic_ack=lambda *_, **__: acked.append(1)), delivery_tag="t"
+        ).ack_log_error
+        fleet.deliver(lambda: hub.call_soon(promise(ack, (logging.getLogger(), (OSError,)))))
+        for asked in hub._pop_ready():  # one round of the hub, before it looks at its sockets
+            asked()
+        assert acked == [1]
+    finally:
+        fleet._hub = before
+        hub.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import httpx
 import pytest
@@ -14,8 +17,13 @@ from schemas.agents import Agent, AgentKind, AgentSpec, AgentStatus, DesiredStat
 from schemas.messages import ErrorCode, WorkRequest
 from schemas.settings import Settings
 from tests.workers.test_file_hash import SCRIPT, Running
+from workers.service_host import Attached, ServiceHost
 from workers.services import Service, ServiceAgent, agent_for
 from workers.supervision import Reach
+
+if TYPE_CHECKING:
+    from workers.agent_host import AgentHost
+    from workers.hosted import Hosted
 
 SETTINGS = Settings(broker_url="memory://", remote_control_s=5.0)
 SPEC = AgentSpec(id="h-1", type="file-hash", kind=AgentKind.HTTP)
@@ -96,3 +104,27 @@ def test_a_service_that_no_worker_speaks_for_is_told_over_http(running):
     with pytest.raises(FleetError, match="does not answer") as gone:
         reach.agent(alone, "pause")
     assert gone.value.code is ErrorCode.AGENT_UNAVAILABLE
+
+
+def test_what_the_row_said_of_a_service_that_crashed_is_not_held_against_its_successor(agent):
+    """The rows are read slowly, and meanwhile the next one of the same id has come."""
+    looking, come = threading.Event(), threading.Event()
+
+    class SlowFleet:
+        def look(self, _ask):
+            status = AgentStatus.RUNNING if come.is_set() else AgentStatus.ERROR
+            looking.set()
+            come.wait(10)
+            return [Agent(SPEC, status, DesiredState.RUNNING, 1, node="here")]
+
+    host = SimpleNamespace(fleet=SlowFleet(), node="here", keeper=None, align=lambda: None)
+    services = ServiceHost(cast("AgentHost", host))
+    crashed, successor = (Attached(cast("Hosted", SimpleNamespace(id="h-1", paused=False)), agent.service, kept=True) for _ in range(2))
+    services._attached["h-1"] = crashed
+    assert looking.wait(10)
+    services._attached["h-1"] = successor
+    looking.clear()
+    come.set()
+    assert looking.wait(10), "the look after that one"
+    services.close()
+    assert services.has("h-1")

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.frames import ErrorFrame, HeartbeatFrame, SummaryFrame, read
 from tests.workers.child_kit import HEARTBEAT, OBEDIENT, SUMMARY, WAIT_MAX_S, Told, child, hosting
-from workers.rolling import RollingFile
+from workers.rotation import RollingFile
 from workers.sinks import Console, EventFile, Sinks
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
