@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,15 @@ class Seat:
 
     def cpu_s(self) -> float:
         """CPU seconds that all of its processes have used so far, those that have ended included, servers as well."""
-        return sum(_tree_cpu_s(pid) for pid in self.roots)
+        return sum(tree_cpu_s(pid) for pid in self.roots)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something can be measured, and the processes of its servers, as far as they are on this machine."""
+
+    env: Env
+    servers: Mapping[str, int]
 
 
 class Arena:
@@ -74,18 +82,24 @@ class Arena:
 
     @contextmanager
     def seat(self, peer: str) -> Iterator[Seat]:
-        """A fresh database, a fresh broker and the peer itself."""
-        folder = self._folder / f"{peer}-{uuid.uuid4().hex[:8]}"
-        effects = folder / "effects"
-        effects.mkdir(parents=True)
-        with Valkey(folder / "valkey") as valkey, self._database(peer) as database_url:
-            env = Env(folder, effects, database_url, valkey.url, valkey.results_url)
-            driver = Driver(peer, env)
+        """A place of its own for the peer, and the peer itself."""
+        with self.place(peer) as place:
+            driver = Driver(peer, place.env)
             try:
-                assert valkey.pid is not None, "it runs"
-                yield Seat(driver, env, (driver.pid, valkey.pid, *self._postgres_pid))
+                yield Seat(driver, place.env, (driver.pid, *place.servers.values()))
             finally:
                 driver.close()
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[Place]:
+        """A fresh database and a fresh broker."""
+        folder = self._folder / f"{name}-{uuid.uuid4().hex[:8]}"
+        effects = folder / "effects"
+        effects.mkdir(parents=True)
+        with Valkey(folder / "valkey") as valkey, self._database(name) as database_url:
+            assert valkey.pid is not None, "it runs"
+            servers = {"Valkey": valkey.pid, **dict(zip(["PostgreSQL"], self._postgres_pid, strict=False))}
+            yield Place(Env(folder, effects, database_url, valkey.url, valkey.results_url), servers)
         shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
@@ -125,7 +139,7 @@ def machine_cpu_s() -> float:
     return float(times.user + times.system + times.nice + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0))
 
 
-def _tree_cpu_s(pid: int) -> float:
+def tree_cpu_s(pid: int) -> float:
     """Own time and that of ended children, over the living of the tree: what a process used moves to its parent when it ends."""
     total = 0.0
     root = psutil.Process(pid)

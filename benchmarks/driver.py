@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks import effects
 from benchmarks.effects import FOLDER_VARIABLE
-from benchmarks.peers import PEERS, Bulk, Env, Peer, Record
+from benchmarks.peers import PEERS, Bulk, Env, Killed, Peer, Record
 from benchmarks.processes import PeerFailed
 
 CALL_MAX_S = 900.0
@@ -68,9 +68,9 @@ class Driver:
         """See `Peer`."""
         return cast("list[float]", self._call("run_timers", count, seconds))
 
-    def run_killed(self, count: int, steps: int, marks: int) -> float:
-        """`run_bulk`, during which a worker is killed and replaced as soon as there are so many marks; seconds from then to the end."""
-        return cast("float", self._call("run_killed", count, steps, marks))
+    def run_killed(self, count: int, steps: int, marks: int) -> Killed:
+        """`run_bulk`, during which a worker is killed and replaced as soon as there are so many marks."""
+        return cast("Killed", self._call("run_killed", count, steps, marks))
 
     def record(self) -> Record | None:
         """See `Peer`."""
@@ -106,13 +106,15 @@ class Driver:
         return value
 
 
-def _run_killed(peer: Peer, env: Env, count: int, steps: int, marks: int) -> float:
+def _run_killed(peer: Peer, env: Env, count: int, steps: int, marks: int) -> Killed:
     marks += effects.count(env.effects)
-    with peer.pool.killing(lambda: effects.count(env.effects) >= marks) as killed:
+    flying: list[int | None] = []
+    ask = getattr(peer, "in_flight", lambda _pid: None)
+    with peer.pool.killing(lambda: effects.count(env.effects) >= marks, lambda pid: flying.append(ask(pid))) as killed:
         peer.run_bulk(count, steps)
     if not killed:
         raise PeerFailed("the work was over before the worker could be killed")
-    return time.perf_counter() - killed[0]
+    return Killed(time.perf_counter() - killed[0], flying[0])
 
 
 def _family(pid: int | None) -> list[psutil.Process]:

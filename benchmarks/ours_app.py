@@ -10,7 +10,7 @@ from benchmarks import effects
 from orchestrator import activity, workflow
 from orchestrator.celery import app
 
-__all__ = ["Collect", "app", "nap", "noop", "parallel", "sequential"]
+__all__ = ["Collect", "Ledger", "app", "nap", "noop", "noop_task", "parallel", "parallel_tasks", "sequential"]
 
 STEP_MAX = timedelta(minutes=5)
 
@@ -34,6 +34,20 @@ async def sequential(payload: dict[str, Any], steps: int) -> dict[str, Any]:
 async def parallel(payload: dict[str, Any], steps: int) -> int:
     """Steps side by side."""
     results = await asyncio.gather(*(workflow.execute_activity(noop, payload, start_to_close_timeout=STEP_MAX) for _ in range(steps)))
+    return len(results)
+
+
+@app.task(name="noop_task")
+def noop_task(payload: dict[str, Any]) -> dict[str, Any]:
+    """One step as a Celery task."""
+    effects.mark()
+    return payload
+
+
+@workflow.defn
+async def parallel_tasks(payload: dict[str, Any], steps: int) -> int:
+    """Tasks side by side."""
+    results = await asyncio.gather(*(workflow.execute_activity(noop_task, payload, start_to_close_timeout=STEP_MAX) for _ in range(steps)))
     return len(results)
 
 
@@ -62,3 +76,24 @@ async def nap(seconds: float) -> float:
     began = workflow.now()
     await asyncio.sleep(seconds)
     return (workflow.now() - began).total_seconds() - seconds
+
+
+@workflow.defn
+class Ledger:
+    """Takes as many steps as signals tell it to; its history grows."""
+
+    def __init__(self) -> None:
+        self.wanted = self.done = 0
+
+    @workflow.run
+    async def run(self) -> int:
+        """For ever."""
+        while True:
+            await workflow.wait_condition(lambda: self.wanted > self.done)
+            await workflow.execute_activity(noop, {}, start_to_close_timeout=STEP_MAX)
+            self.done += 1
+
+    @workflow.signal
+    def go_on(self, steps: int) -> None:
+        """So many more."""
+        self.wanted += steps

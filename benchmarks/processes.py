@@ -71,8 +71,8 @@ class Pool:
             self._await_line(process.stdout, ready_line)
 
     @contextmanager
-    def killing(self, wanted: Callable[[], bool]) -> Iterator[list[float]]:
-        """During the block, as soon as it is `wanted`, kill the first process with all its children and start it again; gives when that was."""
+    def killing(self, wanted: Callable[[], bool], look: Callable[[int], None]) -> Iterator[list[float]]:
+        """During the block, as soon as it is `wanted`, kill the first process with all its children, `look` and start it again; gives when that was."""
         killed: list[float] = []
         over, done = threading.Event(), threading.Event()
 
@@ -85,6 +85,7 @@ class Pool:
             os.killpg(victim.pid, signal.SIGKILL)
             killed.append(time.perf_counter())
             victim.wait()
+            look(victim.pid)
             argv, variables, _ = self._spawned.pop(0)
             self.spawn(argv, variables)
             done.set()

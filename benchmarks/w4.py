@@ -21,5 +21,5 @@ def run(driver: Driver, size: Size) -> Measured:
 
 
 WORKLOAD = Workload(
-    "W4", "start to result of one step, idle system, p50", "ms", more_is_better=False, full=Size(100, 1), quick=Size(20, 1), run=run
+    "W4", "start to result of one step, idle system, p50", "ms", more_is_better=False, full=Size(200, 1), quick=Size(20, 1), run=run
 )

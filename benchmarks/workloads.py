@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from benchmarks.driver import Driver
 from benchmarks.processes import PeerFailed
 
 WORKERS = 2
+WARM_UP = 10
+"""Uncounted workflows before each measurement: enough to reach every worker, so that modules are loaded and connections open, as in any process that has been up for a second."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Measured:
 
     value: float
     p99: float | None = None
+    in_flight: int | None = None  # attempts that a killed worker had begun
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,20 @@ class Sample:
     cpu_ms_per_step: float | None
     steps: int
     executed: int  # more than `steps` means that some ran twice
+    in_flight: int | None  # attempts that a killed worker had begun: as many may be executed twice
     foreign: float  # share of the machine's CPU that other programs used meanwhile, 0 to 1
+
+    @property
+    def repeated(self) -> float | None:
+        """Steps that were executed more than once, as a share of what was in flight; None if that is not known."""
+        return None if not self.in_flight else (self.executed - self.steps) / self.in_flight
 
 
 def measure(seat: Seat, workload: Workload, size: Size, *, number: int) -> Sample:
     """Run the workload once, with as many workers as the peer wants for it. Raises PeerFailed if work is missing."""
     driver = seat.driver
     driver.start_workers(0 if workload.name in driver.in_process else WORKERS)
-    driver.run_sequential(1, 1)  # modules are loaded and connections open, as in any process that has been up for a second
+    driver.run_sequential(WARM_UP, 1)
     steps = size.workflows * size.steps
     marks, record, cpu_s = effects.count(seat.env.effects), driver.record(), seat.cpu_s()
     machine_s, began = machine_cpu_s(), time.perf_counter()
@@ -84,10 +94,10 @@ def measure(seat: Seat, workload: Workload, size: Size, *, number: int) -> Sampl
             raise PeerFailed(f"{driver.name} recorded {done} workflows and steps of {workload.name}, expected {expected}.")
     foreign = min(1.0, max(0.0, (machine_s - cpu_s) / (wall_s * (psutil.cpu_count() or 1))))
     cpu_ms = None if workload.kills else cpu_s / steps * 1000
-    return Sample(driver.name, workload.name, number, measured.value, measured.p99, cpu_ms, steps, executed, foreign)
+    return Sample(driver.name, workload.name, number, measured.value, measured.p99, cpu_ms, steps, executed, measured.in_flight, foreign)
 
 
 def milliseconds(latencies_s: Sequence[float]) -> Measured:
-    """Median and 99th percentile."""
+    """Median and 99th percentile, which is the smallest value that 99 % do not exceed."""
     ordered = sorted(latencies_s)
-    return Measured(statistics.median(ordered) * 1000, ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] * 1000)
+    return Measured(statistics.median(ordered) * 1000, ordered[math.ceil(len(ordered) * 0.99) - 1] * 1000)

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 PAYLOAD = {"order": 4711, "customer": "Ada Lovelace", "note": "x" * 48}
 """What each step takes and gives back: about 100 bytes of JSON."""
 
+SENDERS = 32
+"""Threads that send signals at once (W5), for peers that are faster by it."""
+
 PEERS = {
     "ours": "benchmarks.peers.ours:Ours",
     "ours-single": "benchmarks.peers.ours:OursSingle",
+    "ours-sqlite": "benchmarks.peers.ours:OursSqlite",
+    "ours-sent": "benchmarks.peers.ours:OursSent",
     "dbos": "benchmarks.peers.dbos_peer:Dbos",
     "celery": "benchmarks.peers.celery_chain:CeleryChain",
     "restate": "benchmarks.peers.restate_peer:Restate",
@@ -57,6 +62,14 @@ class Record:
 
     workflows: int
     steps: int
+
+
+@dataclass(frozen=True)
+class Killed:
+    """How a run went during which a worker was killed: seconds from then to the end, and the attempts that the worker had begun, if that can be told."""
+
+    seconds: float
+    in_flight: int | None
 
 
 class Peer(Protocol):

@@ -6,12 +6,11 @@ import importlib.metadata
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psycopg
-
-from benchmarks.ours_app import Collect, nap, parallel, sequential
-from benchmarks.peers import PAYLOAD, Bulk, Env, Record
+from benchmarks.ours_app import Collect, nap, parallel, parallel_tasks, sequential
+from benchmarks.peers import PAYLOAD, SENDERS, Bulk, Env, Record
 from benchmarks.processes import PeerFailed, Pool
 from orchestrator.client import Client, StartRequest, WorkflowHandle
 from orchestrator.store import Store
@@ -30,11 +29,10 @@ class Ours:
         """Migrate the database and open a client."""
         self._env = env
         self.pool = Pool(env)
-        store = Store.open(env.database_url)
-        store.upgrade()
-        store.dispose()
-        self._client = Client(env.database_url, env.broker_url)
-        self._eyes = psycopg.connect(env.database_url.replace("+psycopg", ""), autocommit=True)
+        self._url = self._database(env)
+        self._store = Store.open(self._url)
+        self._store.upgrade()
+        self._client = Client(self._url, env.broker_url)
 
     def start_workers(self, count: int) -> None:
         """Have `count` worker processes on the default queue."""
@@ -43,7 +41,7 @@ class Ours:
         self.pool.stop()
         variables = {
             "ORCHESTRATOR_HOME": str(self._env.folder / "home"),
-            "ORCHESTRATOR_DATABASE_URL": self._env.database_url,
+            "ORCHESTRATOR_DATABASE_URL": self._url,
             "ORCHESTRATOR_BROKER_URL": self._env.broker_url,
         }
         for number in range(count):
@@ -79,11 +77,12 @@ class Ours:
         return time.perf_counter() - began
 
     def run_signals(self, count: int) -> float:
-        """One call and one commit for each signal."""
+        """One call for each signal, from many threads as a service has them; those that meet share a commit."""
         handle = self._client.start_workflow(Collect, count)
         began = time.perf_counter()
-        for _ in range(count):
-            handle.signal(Collect.item, PAYLOAD)
+        with ThreadPoolExecutor(SENDERS) as senders:
+            for sent in [senders.submit(handle.signal, Collect.item, PAYLOAD) for _ in range(count)]:
+                sent.result()
         self._expect(handle.result(timeout=RESULT_MAX_S), count)
         return time.perf_counter() - began
 
@@ -94,12 +93,21 @@ class Ours:
 
     def record(self) -> Record | None:
         """Count the runs and the events of all histories."""
-        row = self._eyes.execute(
-            "SELECT (SELECT count(*) FROM workflow_runs WHERE status = 'completed'),"
-            " (SELECT count(*) FROM workflow_events WHERE kind = 'activity_completed')"
-        ).fetchone()
-        assert row is not None, "two counts are one row"
-        return Record(workflows=row[0], steps=row[1])
+        with self._store.transaction(readonly=True) as tx:
+            ((workflows, steps),) = tx.run(
+                "SELECT (SELECT count(*) FROM workflow_runs WHERE status = 'completed'),"
+                " (SELECT count(*) FROM workflow_events WHERE kind = 'activity_completed')"
+            )
+        return Record(workflows=workflows, steps=steps)
+
+    def in_flight(self, pid: int) -> int | None:
+        """Attempts that this worker has begun, by the store, and whose result is not in it."""
+        with self._store.transaction(readonly=True) as tx:
+            ((count,),) = tx.run(
+                "SELECT count(*) FROM activities a JOIN workers w ON w.worker_id = a.worker WHERE a.state = 'started' AND w.pid = :pid",
+                pid=pid,
+            )
+        return int(count)
 
     def versions(self) -> dict[str, str]:
         """Our own package, and what it stands on."""
@@ -109,9 +117,12 @@ class Ours:
         """End the workers and the client."""
         if hasattr(self, "pool"):
             self.pool.stop()
-        if hasattr(self, "_eyes"):
-            self._eyes.close()
+        if hasattr(self, "_client"):
             self._client.close()
+            self._store.dispose()
+
+    def _database(self, env: Env) -> str:
+        return env.database_url
 
     def _start(self, count: int, steps: int) -> Sequence[WorkflowHandle[Any]]:
         return self._client.start_workflows([StartRequest(sequential, args=[PAYLOAD, steps]) for _ in range(count)])
@@ -126,3 +137,23 @@ class OursSingle(Ours):
 
     def _start(self, count: int, steps: int) -> Sequence[WorkflowHandle[Any]]:
         return [self._client.start_workflow(sequential, args=[PAYLOAD, steps]) for _ in range(count)]
+
+
+class OursSqlite(Ours):
+    """The same on a SQLite file, as a newcomer has it."""
+
+    def _database(self, env: Env) -> str:
+        return f"sqlite:///{env.folder / 'ours.db'}"
+
+
+class OursSent(Ours):
+    """Activities that are Celery tasks: each is a message to whoever takes it, as in a chord."""
+
+    cannot: frozenset[str] = frozenset({"W1", "W2", "W4", "W5", "W6", "W7"})
+
+    def run_parallel(self, steps: int) -> float:
+        """Gather tasks in one workflow."""
+        began = time.perf_counter()
+        handle = self._client.start_workflow(parallel_tasks, args=[PAYLOAD, steps])
+        self._expect(handle.result(timeout=RESULT_MAX_S), steps)
+        return time.perf_counter() - began
