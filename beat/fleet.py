@@ -8,6 +8,7 @@ over a few seconds.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,19 +30,22 @@ RECOVER_S = 1.0  # how soon an agent is missed whose worker is gone
 QUIET_S = 5.0  # how soon one is that has become silent, at the latest
 SPREAD_S = 5.0  # over which those are spread that are overdue when they are first seen
 IDS_MAX = 500  # named in one message
+GATHER_S = 0.5  # those that are due within this time are asked together: many agents are few rounds, however their rhythms lie
+GATHER_SHARE = 0.05  # of its interval is the most that an agent is asked later for that
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """When an agent is to be asked next, on the monotonic clock."""
+    """When an agent is to be asked next, on the monotonic clock: `asked_at`, together with others that are due `at` about this time."""
 
+    asked_at: float
     at: float
     command: str
     agent_id: str
     interval_s: float
 
     def __lt__(self, other: Due) -> bool:
-        return self.at < other.at
+        return self.asked_at < other.asked_at
 
 
 @dataclass(slots=True)
@@ -64,26 +68,27 @@ class Agenda:
             if left_s <= 0:
                 overdue += 1
                 left_s = min(SPREAD_S, interval_s) * (overdue * 0.618 % 1.0)  # evenly, however many there are
-            self._put(Due(now + left_s, command, agent_id, interval_s))
+            self._put(now + left_s, command, agent_id, interval_s)
 
     def take(self, now: float) -> dict[str, list[str]]:
         """The agents that are due, by command; each is due again one interval later, however late this is."""
         taken: dict[str, list[str]] = {}
-        while self.heap and self.heap[0].at <= now:
+        while self.heap and self.heap[0].asked_at <= now:
             due = heapq.heappop(self.heap)
             if self.current.get((due.command, due.agent_id)) is not due:
                 continue
             taken.setdefault(due.command, []).append(due.agent_id)
             following = due.at + due.interval_s
-            self._put(Due(following if following > now else now + due.interval_s, due.command, due.agent_id, due.interval_s))
+            self._put(following if following > now else now + due.interval_s, due.command, due.agent_id, due.interval_s)
         return taken
 
     def wait_s(self, now: float, longest_s: float) -> float:
         """How long until somebody is due."""
-        return max(0.0, min(longest_s, self.heap[0].at - now)) if self.heap else longest_s
+        return max(0.0, min(longest_s, self.heap[0].asked_at - now)) if self.heap else longest_s
 
-    def _put(self, due: Due) -> None:
-        self.current[due.command, due.agent_id] = due
+    def _put(self, at: float, command: str, agent_id: str, interval_s: float) -> None:
+        step_s = min(GATHER_S, interval_s * GATHER_SHARE)
+        due = self.current[command, agent_id] = Due(math.ceil(at / step_s) * step_s, at, command, agent_id, interval_s)
         heapq.heappush(self.heap, due)
 
 

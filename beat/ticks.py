@@ -46,7 +46,7 @@ class TickReport:
 
 def fire_timers(store: Store, broker: Broker, settings: Settings) -> int:
     """Fire the timers that are due, and close the runs whose time is over."""
-    return dispatch.fire_timers(store, broker, batch_max=settings.due_batch_max)
+    return dispatch.fire_timers(store, broker, settings)
 
 
 def part_children(store: Store, broker: Broker, settings: Settings) -> int:
@@ -112,7 +112,7 @@ def pause_s(store: Store, settings: Settings, *, worked: bool) -> float:
     What is due already although the last tick did nothing waits for a worker, not for beat; then the pause is `tick_s`.
     """
     with store.transaction(readonly=True) as tx:
-        due_at = due.next_due_at(tx)
+        due_at = due.next_due_at(tx, dispatch.head_start_s(settings))
         wait = settings.tick_s if due_at is None else due_at - tx.now()
     if wait <= 0 and not worked:
         return settings.tick_s

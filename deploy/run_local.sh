@@ -60,7 +60,7 @@ answers() { # answers URL
 }
 
 mkdir -p "$ORCHESTRATOR_HOME"
-begin stack orchestrator dev --home "$ORCHESTRATOR_HOME" --queues fleet --flower-port "$flower_port"
+begin stack orchestrator dev --no-api --home "$ORCHESTRATOR_HOME" --queues fleet --flower-port "$flower_port"
 until_true stack orchestrator doctor
 begin api orchestrator api
 until_true api answers "http://127.0.0.1:$ORCHESTRATOR_API_PORT/health"

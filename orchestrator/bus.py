@@ -36,6 +36,7 @@ EXCHANGE = "orchestrator.bus"
 QUEUE = "orchestrator.bus"
 BINDINGS = ("agent.#.command", "agent.#.query", "agent.status", "agent.metrics")
 STATUS_KEY, METRICS_KEY = "agent.status", "agent.metrics"
+RESULTS_KEY = "orchestrator.results"  # where others expect status updates: bind a queue of that name to keep them
 MANAGER = "manager"
 QUESTIONS = frozenset({CommandName.STATUS, CommandName.HEALTH, CommandName.METRICS})
 ANSWERS_MAX = 1000  # remembered, so that a message that comes twice counts once

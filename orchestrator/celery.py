@@ -69,6 +69,10 @@ HOUSE: Mapping[str, Any] = {
     "worker_send_task_events": False,
 }
 
+# Of an agent's worker, whose node name its successor takes over: on RabbitMQ a frozen one must not keep the name for its own, and what it has
+# received and not begun goes back to the queue when its connection has been silent twice as long.
+AGENT: Mapping[str, Any] = {"control_queue_exclusive": False, "broker_heartbeat": 10.0}
+
 # Without these a connection through which nothing comes any more is waited on for ever.
 REDIS_OPTIONS: Mapping[str, Any] = {
     "socket_timeout": 10.0,
@@ -187,7 +191,7 @@ class Orchestrator:
 
     def _fill(self, source: Any, **_: Any) -> None:  # noqa: ANN401 - Celery's settings have no public type
         """Put our values behind those of the application and before Celery's own defaults."""
-        ours = {**self._defaults, "broker_url": self._chosen.broker_url}
+        ours = {**self._defaults, **(AGENT if self._chosen.agent_id else {}), "broker_url": self._chosen.broker_url}
         if _speaks_redis(source.broker_url or self._chosen.broker_url):
             ours["broker_transport_options"] = {**REDIS_OPTIONS, **_restoring(self._chosen)}
         left_open = {key: value for key, value in ours.items() if not source.value_set_for(key)}

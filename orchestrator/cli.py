@@ -36,14 +36,14 @@ class Place:
 
 COMMANDS: Mapping[str, Place] = {
     "demo": Place("demonstration", "Watch a workflow survive the death of its worker."),
-    "dev": Place("development", "The whole stack on this machine: broker, store, workers, beat, flower."),
+    "dev": Place("development", "The whole stack on this machine: broker, store, workers, beat, flower, API."),
     "worker": Place("running", "Run a worker (celery worker).", "worker_app"),
     "beat": Place("running", "Run beat: timers, timeouts, schedules (celery beat).", "beat_app"),
     "flower": Place("running", "Run Celery's dashboard (celery flower).", "flower_app"),
     "api": Place("serving", "Serve the management API."),
     "token": Place("tokens", "Keys to the management API: create, list, rotate, revoke."),
     "workflow": Place("workflows", "Start, list, inspect, signal, query and end workflows."),
-    "agent": Place("agents", "The fleet: run, list, show, pause, resume, stop, restart, flush, scale, logs."),
+    "agent": Place("agents", "The fleet: run, list, show, pause, resume, stop, restart, rolling-restart, flush, scale, logs."),
     "deadletter": Place("deadletters", "What was set aside because it could not be processed."),
     "db": Place("database", "The schema of the database: status, upgrade."),
     "config": Place("configuration", "What holds here and where it comes from; check configuration files."),

@@ -1,4 +1,4 @@
-"""The whole stack on one machine: broker, store, workers, beat, flower; law: it stops in order, and nothing of it outlives us.
+"""The whole stack on one machine: broker, store, workers, beat, flower, API; law: it stops in order, and nothing of it outlives us.
 
     with Stack(settings, Plan(workers=2)) as stack:      # returns when every worker is registered in the store
         stack.worker(1).kill()
@@ -9,6 +9,7 @@ What settings name as database and broker is used as it is; what they leave open
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import signal
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.errors import DatabaseUnavailable, ServerUnavailable
+from orchestrator.errors import DatabaseNotMigrated, DatabaseUnavailable, ServerUnavailable
 from orchestrator.servers import Launch, Valkey, ask_tcp, spawn
 from orchestrator.settings import embedded_broker, embedded_database, environment
 from orchestrator.store import Store, health, workers
@@ -56,6 +57,7 @@ class Plan:
     beat: bool = True
     flower: bool = False
     flower_port: int = FLOWER_PORT
+    api: bool = False  # the management API, on the port of the settings
 
 
 class Process:
@@ -64,7 +66,7 @@ class Process:
     def __init__(self, name: str, argv: tuple[str, ...], env: Mapping[str, str], *, tell: Tell, clock: Clock, leave_max_s: float) -> None:
         self.name = name
         self.wanted = False  # somebody started it and nobody stopped it
-        self._launch = Launch((sys.executable, "-u", "-m", "celery", *argv), env, orphan_signal=signal.SIGKILL)
+        self._launch = Launch((sys.executable, "-u", "-m", *argv), env, orphan_signal=signal.SIGKILL)
         self._tell = tell
         self._clock = clock
         self._leave_max_s = leave_max_s
@@ -196,14 +198,15 @@ class Stack:
         pidfile = str(self.settings.home / "beat.pid")
         self._beat = Process(
             "beat",
-            ("-A", "orchestrator", "beat", "--loglevel", "INFO", "--pidfile", pidfile),
+            ("celery", "-A", "orchestrator", "beat", "--loglevel", "INFO", "--pidfile", pidfile),
             env,
             tell=tell,
             clock=clock,
             leave_max_s=LEAVE_MAX_S,
         )
-        flower_argv = ("-A", "orchestrator", "flower", "--address=127.0.0.1", f"--port={self.plan.flower_port}")
+        flower_argv = ("celery", "-A", "orchestrator", "flower", "--address=127.0.0.1", f"--port={self.plan.flower_port}")
         self._flower = Process("flower", flower_argv, env, tell=tell, clock=clock, leave_max_s=LEAVE_MAX_S)
+        self._api = Process("api", ("orchestrator", "api"), env, tell=tell, clock=clock, leave_max_s=LEAVE_MAX_S)
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -213,7 +216,7 @@ class Stack:
     @property
     def processes(self) -> tuple[Process, ...]:
         """All processes that are ours to start again, in the order in which they stop."""
-        return (*self._workers, *([self._beat] if self.plan.beat else []), *([self._flower] if self._flower.wanted else []))
+        return (*self._workers, *([self._beat] if self.plan.beat else []), *(one for one in (self._flower, self._api) if one.wanted))
 
     def worker(self, number: int) -> Process:
         """A worker by its number, from 1."""
@@ -232,7 +235,9 @@ class Stack:
             for process in (*self._workers, *([self._beat] if self.plan.beat else [])):
                 process.start()
             if self.plan.flower:
-                self._start_flower()
+                self._start_if_free(self._flower, self.plan.flower_port)
+            if self.plan.api:
+                self._start_if_free(self._api, self.settings.api_port)
             self._await_ready(before)
         except BaseException:
             self.kill()
@@ -252,7 +257,7 @@ class Stack:
         """End everything in order: the workers when they have drained, then beat and flower, and the broker last."""
         for worker in self._workers:
             worker.terminate()
-        for process in (*self._workers, self._beat, self._flower):
+        for process in (*self._workers, self._beat, self._flower, self._api):
             process.stop()
         if self.broker is not None:
             self.broker.stop()
@@ -260,7 +265,7 @@ class Stack:
 
     def kill(self) -> None:
         """End everything at once; nothing is lost."""
-        for process in (*self._workers, self._beat, self._flower):
+        for process in (*self._workers, self._beat, self._flower, self._api):
             process.wanted = False
             process.kill()
         if self.broker is not None:
@@ -278,7 +283,19 @@ class Stack:
             self.kill()
 
     def _worker_argv(self, number: int) -> tuple[str, ...]:
-        argv = ("-q", "-A", "orchestrator", "worker", "-n", f"worker-{number}@%h", "-Q", ",".join(self.queues), "--loglevel", "INFO")
+        argv = (
+            "celery",
+            "-q",
+            "-A",
+            "orchestrator",
+            "worker",
+            "-n",
+            f"worker-{number}@%h",
+            "-Q",
+            ",".join(self.queues),
+            "--loglevel",
+            "INFO",
+        )
         size = () if self.plan.concurrency is None else ("-c", str(self.plan.concurrency))
         # Flower asks for events by itself, but only some seconds after the first activities.
         events = ("-E",) if self.plan.flower else ()
@@ -292,15 +309,24 @@ class Stack:
         if self.broker is not None:
             self.broker.start()
         if embedded_database(self.settings):
-            self.store.upgrade()
+            self._upgrade()
         else:
             self.store.check_migrated()
 
-    def _start_flower(self) -> None:
-        if ask_tcp(self.plan.flower_port, b"") is None:
-            self._flower.start()
+    def _upgrade(self) -> None:
+        """In a child, which takes along what migrates when it ends: 20 MiB that nobody needs any more."""
+        try:
+            self.store.check_migrated()
+        except DatabaseNotMigrated:
+            self.store.dispose()  # no connection is shared by two processes
+            if sys.platform != "linux" or not _done_by_child(self.store.upgrade):
+                self.store.upgrade()  # and if that fails, here is why
+
+    def _start_if_free(self, process: Process, port: int) -> None:
+        if ask_tcp(port, b"") is None:
+            process.start()
         else:
-            self._tell("dev", f"port {self.plan.flower_port} is in use, so there is no flower")
+            self._tell("dev", f"port {port} is in use, so there is no {process.name}")
 
     def _await_ready(self, before: set[str]) -> None:
         deadline = self._clock.monotonic() + READY_MAX_S
@@ -321,6 +347,13 @@ class Stack:
             lease = health.lease(tx, "beat")
         beating = not self.plan.beat or (lease is not None and lease.left_s > 0)
         return beating and {self.node(n) for n in range(1, self.plan.workers + 1)} <= present
+
+
+def _done_by_child(act: Callable[[], None]) -> bool:
+    child = multiprocessing.get_context("fork").Process(target=act)
+    child.start()
+    child.join()
+    return child.exitcode == 0
 
 
 def ending(status: int | None) -> str:

@@ -304,10 +304,19 @@ def _policy(activity: PendingActivity, failure: Failure) -> RetryPolicy:
 # --- when time passes --------------------------------------------------------------------------------------------------------
 
 
-def fire_timers(store: Store, broker: Broker, *, batch_max: int) -> int:
-    """Fire the timers that are due, at most batch_max of them; return how many fired."""
+HEAD_START_S = 0.05
+"""For so long a timer that is due is left to the process that has its run in memory (`own_timers`)."""
+
+
+def head_start_s(settings: Settings) -> float:
+    """How long a timer is left to whoever has its run in memory."""
+    return HEAD_START_S if settings.own_timers else 0.0
+
+
+def fire_timers(store: Store, broker: Broker, settings: Settings) -> int:
+    """Fire the timers that are due, at most due_batch_max of them; return how many fired."""
     with store.transaction(purpose="timers.fire") as tx:
-        fired = due.fire_timers(tx, batch_max=batch_max)
+        fired = due.fire_timers(tx, settings.due_batch_max, head_start_s(settings))
     ring_all(broker, fired.queues)
     return fired.count
 

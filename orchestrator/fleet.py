@@ -148,19 +148,19 @@ class Fleet(Reports):
                 )
                 agents.add(tx, spec, desired=DesiredState.RUNNING, discovery="registration")
                 agent = agents.need(tx, agent_id, lock=True)
-            elif agent.spec.kind is not AgentKind.HTTP:
-                message = f"agent {agent_id!r} is {agent.spec.kind}, it does not register by HTTP; choose another id"
-                raise FleetError(message, code=ErrorCode.AGENT_EXISTS)
-            return self._ready(tx, agent, Update(service_url=service_url))
+            return self._ready(tx, as_service(agent), Update(service_url=service_url))
 
         return self._write_and_ring(act)
 
     def unregister_service(self, agent_id: str) -> Agent:
-        """A service says that it goes: it leaves the registry, and if nobody of us has started it, it has ended. Raises AgentNotFound."""
+        """A service says that it goes: it leaves the registry, and if nobody of us has started it, it has ended.
+
+        Raises AgentNotFound, and FleetError (agent_exists) if the id is that of an agent of another kind.
+        """
 
         def act(tx: Transaction) -> Agent:
-            agent = agents.need(tx, agent_id, lock=True)
-            if agent.spec.kind is AgentKind.HTTP and not agent.keeper and agent.status not in {AgentStatus.STOPPED, AgentStatus.ERROR}:
+            agent = as_service(agents.need(tx, agent_id, lock=True))
+            if not agent.keeper and agent.status not in {AgentStatus.STOPPED, AgentStatus.ERROR}:
                 return self._exited(tx, agent, 0, "unregistered")
             agents.unregister(tx, [agent_id])
             return agents.need(tx, agent_id)
@@ -255,6 +255,14 @@ class Fleet(Reports):
         expired = self._write(lambda tx: vitals.expire_command(tx, command_id, ErrorCode.RC_TIMEOUT, message))
         hint = "; it will not be carried out later" if expired else "; its host is still at it"
         raise FleetError(message + hint, code=ErrorCode.RC_TIMEOUT)
+
+
+def as_service(agent: Agent) -> Agent:
+    """The agent, which speaks for itself by HTTP; raises FleetError (agent_exists) if its id is that of another kind, which nobody else may use."""
+    if agent.spec.kind is not AgentKind.HTTP:
+        message = f"agent {agent.id!r} is {agent.spec.kind} and does not speak for itself by HTTP; choose another id"
+        raise FleetError(message, code=ErrorCode.AGENT_EXISTS)
+    return agent
 
 
 def _spec(**values: Any) -> AgentSpec:  # noqa: ANN401 - checked here

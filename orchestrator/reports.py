@@ -6,6 +6,7 @@ abandoned (`monitor`); supervisors write down what they are about to do (`starti
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
@@ -25,6 +26,8 @@ from schemas.history import RunStarted, SignalReceived
 from schemas.messages import ErrorCode
 from schemas.runs import IdConflictPolicy, NewRun
 from schemas.settings import Settings
+
+log = logging.getLogger("orchestrator.fleet")
 
 T = TypeVar("T")
 
@@ -199,6 +202,9 @@ class Reports:
                     agents.register(tx, agent.id)
             return returned
 
+        if self.settings.console_heartbeats:
+            for beat in beats:
+                log.info("heartbeat of agent %s: %s", beat.agent_id, beat.status or "it lives")
         return self._write(act)
 
     def flush_asked(self, agent_ids: Sequence[str]) -> None:

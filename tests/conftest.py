@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -30,6 +31,8 @@ __all__ = ["pytest_addoption", "pytest_collection_finish", "pytest_collection_mo
 RUNNING_POSTGRES_URL = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 RUNNING_RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
 CONNECT_MAX_S = 3
+PROFILE = "TEST_PROFILE"
+"""In the environment: `fast` leaves out what starts processes or takes long, anything else runs all."""
 SLOW_FOLDERS = {"e2e", "cluster"}
 SLOW_FIXTURES = {"start_worker", "rabbitmq"}
 MIGRATED_DATABASES = 4  # a test that leaves something running must not meet the next one
@@ -43,6 +46,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Whatever starts worker processes is slow, and nobody must remember to say so."""
     if SLOW_FOLDERS & set(item.path.parts) or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
         item.add_marker(pytest.mark.slow)
+    if os.environ.get(PROFILE) == "fast" and item.get_closest_marker("slow"):
+        item.add_marker(pytest.mark.skip(reason="TEST_PROFILE=fast leaves out what is slow"))
 
 
 @pytest.hookimpl(wrapper=True)

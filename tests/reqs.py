@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 ROWS = Path(__file__).resolve().parent.parent / "docs" / "requirements.md"
+LATER = {"S4": "ingestion and reflexes are not built yet"}
+"""Part of the rows -> why none of them needs a test."""
 ROW = re.compile(r"^\| ((?:S\d|DC)-\d+) \| ([MOD]) \| (.*) \|$")
 
 
@@ -42,7 +45,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     console = Console()
     console.print(table)
     console.print(summary(known, tests))
-    pytest.exit("requirements listed, nothing run", returncode=0)
+    owed = unproven(known, tests)
+    pytest.exit(f"no test names {', '.join(owed)}" if owed else "requirements listed, nothing run", returncode=1 if owed else 0)
+
+
+def unproven(known: Mapping[str, tuple[str, str]], tests: Mapping[str, int]) -> list[str]:
+    """The rows that must have a test and have none."""
+    return [row for row, (tag, _) in known.items() if tag == "M" and not tests.get(row) and row.partition("-")[0] not in LATER]
 
 
 def rows() -> dict[str, tuple[str, str]]:

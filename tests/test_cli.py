@@ -15,7 +15,8 @@ import pytest
 from orchestrator.cli import COMMANDS, main
 from orchestrator.client import Client
 from orchestrator.settings import current, load
-from orchestrator.store import Store, control, runs
+from orchestrator.store import Store, audit, control, runs
+from schemas.access import AuditFilter
 from schemas.history import RunStarted
 from schemas.runs import DeadLetter, NewRun
 
@@ -233,6 +234,17 @@ def test_a_workflow_is_started_listed_shown_and_ended(shell, store):
     assert ended.returncode == 1
     assert "terminated" in ended.stderr
     assert "run_terminated" in shell("workflow", "history", "order-1").stdout
+    with store.transaction(readonly=True) as tx:
+        acts = [(entry.action, entry.target, entry.outcome) for entry in audit.entries(tx, AuditFilter())][::-1]
+    assert acts == [
+        ("workflow.start", "workflow:order-1", "ok"),
+        ("workflow.start", "workflow:order-2", "ok"),
+        ("workflow.start", "workflow:order-1", "workflow_exists"),
+        ("workflow.signal", "workflow:order-1", "ok"),
+        ("workflow.cancel", "workflow:order-1", "ok"),
+        ("workflow.terminate", "workflow:order-1", "ok"),
+        ("workflow.signal", "workflow:order-1", "invalid_transition"),
+    ]
 
 
 def test_waiting_has_an_end(shell, client):

@@ -98,6 +98,21 @@ def test_what_is_told_is_answered_and_audited(shell, fleet, store):
     assert fleet.get("a-1").reason == "new version"
 
 
+def test_a_rolling_restart_is_begun_once_and_audited_and_senseless_ones_are_refused(shell, fleet, store):
+    wrong = shell("agent", "rolling-restart", "nope")
+    assert (wrong.returncode, wrong.stderr) == (1, "error: there is no agent of type 'nope'; there are echo, shell\n")
+    begun = shell.json("agent", "rolling-restart", "echo", "--no-wait", "--at-a-time", "2")
+    assert begun["workflow_id"] == "rolling:echo"
+    again = shell("agent", "rolling-restart", "echo")
+    assert again.returncode == 1
+    assert "rolling:echo" in again.stderr
+    assert acts(store) == [
+        ("agent.rolling_restart", "type:nope", "not_found"),
+        ("agent.rolling_restart", "type:echo", "ok"),
+        ("agent.rolling_restart", "type:echo", "workflow_exists"),
+    ]
+
+
 @pytest.mark.parametrize(
     "words", [("pause", "b"), ("flush", "b"), ("scale", "b", "-1"), ("scale", "b", "+2"), ("sequence", "b", "flush", "shutdown")]
 )

@@ -5,8 +5,10 @@ A Python block that begins with `# name.py` becomes that file; all files of one 
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +127,40 @@ def works(argv: list[str], settings: Settings, port: int) -> bool:
 def test_links_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)#]+)\)", document.read_text())
     assert [target for target in targets if "://" not in target and not (document.parent / target).exists()] == []
+
+
+@pytest.mark.req("S1-45")
+@pytest.mark.slow
+def test_what_a_newcomer_from_elsewhere_types_works_as_it_is_written(tmp_path):
+    document = ROOT / "docs" / "README-migration.md"
+    lines = [line.removeprefix("$ ") for block in blocks(document, "console") for line in block.splitlines()]
+    assert len(lines) >= 6
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    env = environment(load({}, home=tmp_path / "home")) | {
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    for line in lines:
+        done = subprocess.run(shlex.split(line), cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.req("S2-47")
+def test_what_operators_must_know_is_said_and_every_setting_that_is_named_exists():
+    text = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    parts = {
+        "Requirements": ("System resources", "Network", "File system", "Security"),
+        "Limitations": ("Resource limits", "Network limits", "Security limits", "Performance limits"),
+        "Considerations": ("Scalability", "Reliability", "Security in operation", "Performance in operation", "Maintainability"),
+    }
+    for part, titles in parts.items():
+        body = text.partition(f"\n## {part}\n")[2].partition("\n## ")[0]
+        sections = dict(re.findall(r"### (.+)\n\n((?:.+\n)+)", body + "\n"))
+        assert tuple(sections) == titles
+        assert all(len(words.split()) > 20 for words in sections.values())
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)(?:=[^`]*)?`", text))
+    assert len(named) > 15
+    assert named <= set(Settings.model_fields), named - set(Settings.model_fields)
 
 
 def test_the_example_of_the_readme_is_short():

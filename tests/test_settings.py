@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from orchestrator.errors import SettingsError
 from orchestrator.settings import current, environment, load, origins, read_anew
 from schemas.settings import Settings
 
+ROOT = Path(__file__).resolve().parent.parent
 SECRET = "rosebud-17"
 
 
@@ -90,6 +92,12 @@ def test_the_intervals_of_three_different_jobs_are_three_settings():
     settings = Settings()
     assert (settings.discovery_interval_s, settings.monitoring_interval_s, settings.cleanup_interval_s) == (300, 10, 3600)
     assert (settings.heartbeat_timeout_s, settings.host_tick_s) == (60, 0.1)
+
+
+def test_every_setting_is_read_by_somebody():
+    packages = [path for folder in ("orchestrator", "workers", "beat") for path in (ROOT / folder).rglob("*.py")]
+    text = "\n".join(path.read_text() for path in [*packages, ROOT / "schemas" / "settings.py"] if "configuration" not in path.parts)
+    assert [name for name in Settings.model_fields if not re.search(rf"\.{name}\b", text)] == []
 
 
 def test_paths_are_handed_on_as_absolute_ones(monkeypatch, tmp_path):

@@ -15,13 +15,15 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import orjson
 from celery import Celery
 from celery.worker import state
 
 from orchestrator.celery import Orchestrator, orchestrator_of
+from orchestrator.core import fencing
+from orchestrator.core.fencing import Standing
 from orchestrator.dispatch import dead_letter_queue
 from orchestrator.errors import AgentNotFound, DatabaseUnavailable, FleetError, IllegalTransition, OrchestratorError, SettingsError
 from orchestrator.fleet import Fleet
@@ -31,7 +33,6 @@ from schemas.agents import Agent, AgentSpec, AgentStatus, Heartbeat, RestartMode
 from schemas.messages import CommandResponse, ErrorCode
 from schemas.settings import Settings
 from workers import steps, vitals
-from workers.adapter import Adapter
 from workers.agent_class import agent_class
 from workers.coroutines import CoroutineLoop
 from workers.gpu import Gpu
@@ -43,11 +44,13 @@ from workers.service_host import ServiceHost
 from workers.steps import Presence
 from workers.threads import Threads
 
+if TYPE_CHECKING:
+    from workers.adapter import Adapter
+
 log = logging.getLogger("orchestrator.agents")
 
 WORK = "workers.work"  # what a process imports to do works; not every worker does
 READY_RETRY_S = 0.5
-DRAIN_LOOK_S = 0.2  # how often a draining agent is looked at
 FLUSHES = 4  # agents that are asked for their summaries at once
 FAILED = 1  # exit code
 OPEN_LOOK = 1  # it only matters whether there is one
@@ -73,6 +76,7 @@ class AgentHost:
         self.own: Hosted | None = None
         self.broken = False  # its own agent could not be started
         self.replace = False  # this process shall become its own successor
+        self.superseded = False  # another process is its agent now: its end is no news
         self.keeper: Keeper | None = None
         self.adapter: Adapter | None = None
         self.intake: Intake | None = None  # once there is a consumer
@@ -115,10 +119,12 @@ class AgentHost:
     def host(self, spec: AgentSpec) -> Hosted:
         """Make the agent of a spec, let it prepare itself, register it, consume its queues. Raises what it raises, and OrchestratorError."""
         agent = agent_class(spec)(spec, self.settings)
-        hosted = Hosted(agent, self.around)
+        hosted = Hosted(agent, self.around, process=vitals.this_process(self.node))
         hosted.start()
         port = spec.port if self.settings.agent_port is None else self.settings.agent_port
         if port is not None:
+            from workers.adapter import Adapter  # noqa: PLC0415 - an HTTP service takes half as long to load as all of a worker
+
             self.adapter = Adapter(hosted, self.works, partial(self.act_on, self, hosted), self.settings, port=port)
         registered = self._registered(hosted)
         hosted.paused = registered.status is AgentStatus.PAUSED
@@ -151,7 +157,7 @@ class AgentHost:
         """Take nothing more; tell the fleet that its agents go."""
         for hosted in HOSTED.all():
             hosted.draining = True
-            if not self._speaks_for(hosted):
+            if not (self.superseded or self._speaks_for(hosted)):
                 self._report(partial(self.fleet.leaving, hosted.id, pid=os.getpid()))
         self.align(targeted=True)
 
@@ -164,7 +170,7 @@ class AgentHost:
         for hosted in HOSTED.all():
             hosted.stop()
             HOSTED.remove(hosted.id)
-            if not self.replace and not self._speaks_for(hosted):
+            if not (self.replace or self.superseded or self._speaks_for(hosted)):
                 self._report(partial(self.fleet.exited, hosted.id, 0, pid=os.getpid()))
         if self.adapter is not None:
             self.adapter.stop()
@@ -172,6 +178,11 @@ class AgentHost:
         for pool in (self._acts, self._beats, self._flushes):
             pool.shutdown(wait=False, cancel_futures=True)
         self.orchestrator.broker.flush()
+
+    def renewed(self) -> None:
+        """This worker's lease was over, and it has a new one: see what the fleet has made of its agents meanwhile."""
+        if not self._closed.is_set():
+            self._beats.submit(self._see_to_standing)
 
     # --- queues ------------------------------------------------------------------------------------------------------------------
 
@@ -271,13 +282,14 @@ class AgentHost:
 
     def _registered(self, hosted: Hosted) -> Agent:
         deadline = self.clock.monotonic() + self.settings.start_timeout_s
+        process = vitals.this_process(self.node)
         while True:
             try:
                 return self.fleet.ready(
                     hosted.spec,
-                    node=self.node,
-                    pid=os.getpid(),
-                    pid_started_at=vitals.started_at(),
+                    node=process.node,
+                    pid=process.pid,
+                    pid_started_at=process.started_at,
                     capabilities=dict(hosted.agent.capabilities),
                     service_url=None if self.adapter is None else self.adapter.url,
                 )
@@ -287,7 +299,31 @@ class AgentHost:
                 log.info("agent %s cannot register yet: %s", hosted.id, error.message)
             self.clock.sleep(READY_RETRY_S)
 
+    def _see_to_standing(self) -> bool:
+        """Whether this worker's own agent is still this process; one that was given up says that it is there, one with a successor leaves."""
+        own = self.own
+        if own is None or own.draining or own.process is None:
+            return True
+        try:
+            found = self.fleet.find(own.id)
+            match fencing.standing(found, own.process):
+                case Standing.SUPERSEDED:
+                    now = "nobody" if found is None else f"process {found.pid} of {found.node}" if found.pid else f"{found.status}"
+                    log.critical("this process is agent %s no longer, the fleet says that it is %s: it ends", own.id, now)
+                    self.superseded = True
+                    self.end(forced=True)
+                    return False
+                case Standing.GIVEN_UP:
+                    log.warning("agent %s was given up and is there again", own.id)
+                    own.paused = self._registered(own).status is AgentStatus.PAUSED
+                    self.align()
+        except (DatabaseUnavailable, IllegalTransition) as error:
+            log.warning("agent %s cannot tell where it stands: %s", own.id, error.message)
+        return True
+
     def _beat(self, chosen: list[Hosted]) -> None:
+        if not self._see_to_standing():
+            return
         try:
             vram = self.gpu.read()
             found = self.meter.read().model_copy(update={"gpu_vram_available_mb": vram.available_mb, "gpu_vram_total_mb": vram.total_mb})
@@ -314,7 +350,7 @@ class AgentHost:
     def _watch_drain(self, hosted: Hosted, then: Callable[..., None] | None) -> None:
         store = self.orchestrator.store
         deadline = self.clock.monotonic() + drain_s_of(hosted.spec, self.settings)
-        while not self._closed.wait(DRAIN_LOOK_S):
+        while not self._closed.wait(self.settings.host_tick_s):
             try:
                 if then is not None and self.clock.monotonic() >= deadline:
                     then(late=True)

@@ -10,7 +10,7 @@ from orchestrator.telemetry import JsonLines
 from schemas.settings import Settings
 from workers.child.host import log_folder
 from workers.child.logs import FILE_BYTES_MAX, FILES_MAX, log_path
-from workers.rolling import RollingFile
+from workers.rotation import RollingFile
 
 SETTINGS: list[Settings] = []
 """Of this worker, once it is known to have an agent."""

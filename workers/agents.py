@@ -55,6 +55,9 @@ class AgentStep(bootsteps.StartStopStep):
         """Begin to host."""
         host = AgentHost.present = worker.agents = AgentHost(worker, act)
         host.gpu.read()  # the first answer takes a moment
+        engine = Presence.current()
+        assert engine is not None, "the engine of these pools is in this process, and starts before"
+        engine.on_renewed.append(host.renewed)
         if host.settings.fleet_queue in worker.app.amqp.queues.consume_from:
             host.keep()
         if host.settings.agent_id:

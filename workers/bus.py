@@ -17,7 +17,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.entity import binding
 from kombu.mixins import ConsumerMixin
 
-from orchestrator.bus import BINDINGS, EXCHANGE, METRICS_KEY, QUEUE, STATUS_KEY, Answer, Bus, heartbeat_of
+from orchestrator.bus import BINDINGS, EXCHANGE, METRICS_KEY, QUEUE, RESULTS_KEY, STATUS_KEY, Answer, Bus, heartbeat_of
 from orchestrator.celery import Orchestrator, orchestrator_of
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.fleet import Fleet
@@ -54,6 +54,7 @@ class Listener(ConsumerMixin):
         self._fleet = Fleet(settings, store=orchestrator.store, bell=orchestrator.broker, clock=orchestrator.clock)
         self._bus = Bus(self._fleet, orchestrator.store, orchestrator.clock)
         self._teller = Teller(orchestrator, self._fleet)
+        self._level = logging.INFO if settings.console_heartbeats else logging.DEBUG
 
     def get_consumers(self, Consumer: Callable[..., Consumer], channel: Any) -> list[Any]:  # noqa: ANN401, N803 - kombu's signature
         """One consumer, one message at a time."""
@@ -83,7 +84,8 @@ class Listener(ConsumerMixin):
         """Between messages: tell what there is to tell."""
         for agent in self._teller.due():
             body = heartbeat_of(agent, clock=self._orchestrator.clock)
-            for key in (STATUS_KEY, METRICS_KEY):
+            log.log(self._level, "status of agent %s is told, trace %s", agent.id, body["trace_id"])
+            for key in (STATUS_KEY, METRICS_KEY, RESULTS_KEY):
                 self.publish(key, body)
 
     def on_connection_error(self, exc: BaseException, interval: float) -> None:

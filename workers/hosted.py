@@ -20,6 +20,7 @@ from uuid import UUID
 
 from orchestrator.agent import CURRENT, Agent, Info, WorkFailed
 from orchestrator.clock import SYSTEM, Clock, utc
+from orchestrator.core.fencing import Process
 from orchestrator.store import Store, works
 from orchestrator.telemetry import Trace, tracing
 from schemas.agents import AgentSpec, Health, Work
@@ -41,6 +42,10 @@ class WorkCancelled(Exception):
     """The work was cancelled, or took longer than its timeout."""
 
 
+class Superseded(Exception):
+    """The row of the agent names another process: this one begins no work any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a hosted agent needs of its process."""
@@ -54,8 +59,9 @@ class Surroundings:
 class Hosted:
     """One agent in this process."""
 
-    def __init__(self, agent: Agent, around: Surroundings) -> None:
+    def __init__(self, agent: Agent, around: Surroundings, *, process: Process | None = None) -> None:
         self.agent = agent
+        self.process = process  # that its row must name; without one a work is begun whatever the row says
         self.spec: AgentSpec = agent.config.spec
         settings = agent.config.settings
         self.cache = IdempotencyCache(settings.idempotency_cache_max, settings.idempotency_cache_s, clock=around.clock)
@@ -123,7 +129,10 @@ class Hosted:
     def execute(
         self, work: Work, request: WorkRequest, *, attempt: int = 1, last: bool = True, cancelled: Callable[[], bool] = lambda: False
     ) -> WorkResult:
-        """Do a work unless it is done; the result that counts. One that may be tried again, and is not the `last`, is not kept."""
+        """Do a work unless it is done; the result that counts. One that may be tried again, and is not the `last`, is not kept.
+
+        Raises Superseded, and has not begun, if the agent is another process by now.
+        """
         remembered = self.cache.get(work.request_id)
         if remembered is not None:
             # Perhaps it comes again because the store could not take the result; if it has it, this changes nothing.
@@ -178,13 +187,16 @@ class Hosted:
         shield(up=True)
         try:
             with self._around.store.transaction(purpose="works.begin") as tx:
-                if works.begin(tx, work.request_id, self.id):
+                if works.begin(tx, work.request_id, self.id, self.process):
                     return None
                 known = works.get(tx, work.request_id)
         finally:
             shield(up=False)
-        done = None if known is None else known.result
-        return None if done is None else done.model_copy(update={"cached": True})
+        if known is None:
+            return None
+        if known.result is None:
+            raise Superseded(f"agent {self.id!r} is another process by now")
+        return known.result.model_copy(update={"cached": True})
 
     def _finished(self, request_id: str, result: WorkResult) -> WorkResult:
         shield(up=True)

@@ -6,22 +6,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from celery.utils.nodenames import gethostname
 
 from orchestrator.clock import Clock
+from orchestrator.core import fencing
+from orchestrator.core.fencing import Process
 from orchestrator.errors import DatabaseUnavailable, FleetError, OrchestratorError
 from orchestrator.fleet import Fleet
 from orchestrator.store import Store, control
-from schemas.agents import AgentKind, AgentSpec, Heartbeat
+from schemas.agents import Agent, AgentKind, AgentSpec, Heartbeat
 from schemas.frames import ErrorFrame, HeartbeatFrame, Member, SummaryFrame
 from schemas.messages import ErrorCode
 from schemas.runs import DeadLetter
 from schemas.settings import Settings
-from workers.child import Exit, Processes, Sink, Started
+from workers.child import Exit, Processes, Running, Sink, Started
 from workers.child.host import log_folder
 from workers.sinks import EventFile, Sinks
 from workers.vitals import Meter
@@ -47,8 +49,32 @@ class Keeper:
         """Whether a process of this agent runs here."""
         return any(running.agent_id == agent_id for running in self._processes.running())
 
+    def running(self) -> tuple[Running, ...]:
+        """The processes that run here now."""
+        return self._processes.running()
+
+    def end_former(self, known: Iterable[Running], rows: Mapping[str, Agent]) -> None:
+        """Kill those of these processes that their agents, as their rows are later, are not any more: given up, or replaced elsewhere."""
+        for running in known:
+            process = Process(self._node, running.pid, running.pid_started_at)
+            if not (running.ending or fencing.kept(rows.get(running.agent_id), process)):
+                log.warning("process %s is agent %s no longer, and is killed", running.pid, running.agent_id)
+                self._sink.replaced.add(running.pid)
+                self.kill(running.agent_id)
+
     def start(self, spec: AgentSpec, env: Mapping[str, str] | None = None) -> Future[dict[str, Any]]:
-        """Start the process of an agent; answers with its number, and the node that will host it."""
+        """Start the process of an agent; answers with its number, and the node that will host it.
+
+        If a former self still runs here, frozen perhaps, it is killed first: whoever starts an agent knows no process of it.
+        """
+        former = next((running for running in self._processes.running() if running.agent_id == spec.id), None)
+        if former is None:
+            return self._start(spec, env)
+        log.warning("process %s of agent %s makes room for its successor", former.pid, spec.id)
+        self._sink.replaced.add(former.pid)
+        return after(self._processes.kill(spec.id), lambda: self._start(spec, env))
+
+    def _start(self, spec: AgentSpec, env: Mapping[str, str] | None) -> Future[dict[str, Any]]:
         self._sink.specs[spec.id] = spec
         native = spec.kind is AgentKind.NATIVE
         started = self._processes.start(spec, extra_env={"ORCHESTRATOR_AGENT_LOGGED": "true"} if native else env)
@@ -94,6 +120,7 @@ class FleetSink(Sink):
 
     def __init__(self, fleet: Fleet, store: Store, *, node: str, clock: Clock) -> None:
         self.specs: dict[str, AgentSpec] = {}
+        self.replaced: set[int] = set()  # processes whose end is no news: their agents are others by now
         self.clock = clock
         self._fleet, self._store, self._node = fleet, store, node
         self._started: dict[str, Started] = {}
@@ -150,8 +177,12 @@ class FleetSink(Sink):
         """It is gone: what that means depends on what was asked of it."""
         if ended.asked:
             self.asked(ended.agent_id, forced=ended.forced)
-        reason = ended.reason
-        surely(self.clock, lambda: self._fleet.exited(ended.agent_id, ended.code, pid=ended.pid, reason=reason))
+        if ended.pid in self.replaced:
+            self.replaced.discard(ended.pid)
+            meta = {"pid": ended.pid, "exit_code": ended.code}
+            surely(self.clock, lambda: self._fleet.note(ended.agent_id, "exited", reason="a former process", meta=meta))
+        else:
+            surely(self.clock, lambda: self._fleet.exited(ended.agent_id, ended.code, pid=ended.pid, reason=ended.reason))
         for kept in (self._started, self._seqs, self._meters):
             kept.pop(ended.agent_id, None)
 
@@ -168,6 +199,21 @@ def surely(clock: Clock, report: Callable[[], object]) -> None:
             clock.sleep(SURE_RETRY_S)
         else:
             return
+
+
+def after(first: Future[Any], begin: Callable[[], Future[dict[str, Any]]]) -> Future[dict[str, Any]]:
+    """A future of what is begun when another is over, well or not."""
+    made: Future[dict[str, Any]] = Future()
+
+    def done(_: Future[Any]) -> None:
+        begin().add_done_callback(passed)
+
+    def passed(second: Future[dict[str, Any]]) -> None:
+        failure = second.exception()
+        made.set_result(second.result()) if failure is None else made.set_exception(failure)
+
+    first.add_done_callback(done)
+    return made
 
 
 def then(future: Future[Any], make: Callable[[Any], Mapping[str, Any]]) -> Future[dict[str, Any]]:

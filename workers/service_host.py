@@ -12,10 +12,12 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.core.fencing import Process
 from orchestrator.errors import DatabaseUnavailable, FleetError, OrchestratorError
-from orchestrator.store import agents
+from orchestrator.store import Transaction, agents
 from schemas.agents import Agent, AgentSpec, AgentStatus, Heartbeat
 from workers.hosted import HOSTED, Hosted
 from workers.services import Service, agent_for
@@ -48,6 +50,7 @@ class ServiceHost:
         self._attached: dict[str, Attached] = {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="agent-services")
         self._closed = threading.Event()
+        self._change = threading.Lock()
         self._watch = threading.Thread(target=self._look, name="agent-services-look", daemon=True)
         self._watch.start()
 
@@ -73,13 +76,16 @@ class ServiceHost:
         """Speak for a service that has come by itself."""
         return self._threads.submit(self._attach, spec, url, kept=False)
 
-    def detach(self, agent_id: str) -> None:
-        """Speak for it no longer; what it does for us ends by itself."""
-        attached = self._attached.pop(agent_id, None)
-        if attached is not None:
+    def detach(self, agent_id: str, *, only: Attached | None = None) -> None:
+        """Speak for it no longer, `only` if that is still who stands for it; what it does for us ends by itself."""
+        with self._change:
+            attached = self._attached.get(agent_id)
+            if attached is None or (only is not None and only is not attached):
+                return  # a successor has come meanwhile
+            del self._attached[agent_id]
             HOSTED.remove(agent_id)
-            self._host.align()
-            attached.service.close()
+        self._host.align()
+        attached.service.close()
 
     def end(self, agent_id: str) -> Future[dict[str, Any]]:
         """Tell it to finish and leave."""
@@ -124,12 +130,14 @@ class ServiceHost:
         service = Service(spec.id, url, settings)
         about = service.await_ready(settings.start_timeout_s if kept else settings.remote_control_s)
         self.detach(spec.id)
-        hosted = Hosted(agent_for(spec, settings, service, about), self._host.around)
-        self._attached[spec.id] = Attached(hosted, service, kept)
-        HOSTED.add(hosted)
+        node = self._host.node
+        hosted = Hosted(agent_for(spec, settings, service, about), self._host.around, process=Process(node, 0, 0.0))
+        with self._change:
+            self._attached[spec.id] = Attached(hosted, service, kept)
+            HOSTED.add(hosted)
         self._host.align()
         log.info("agent %s is served at %s", spec.id, url, extra={"agent_id": spec.id})
-        return {"node": self._host.node}
+        return {"node": node}
 
     def _restart(self, attached: Attached) -> dict[str, Any]:
         agent = self._host.fleet.get(attached.hosted.id)
@@ -164,18 +172,24 @@ class ServiceHost:
             log.warning("a heartbeat of agent %s could not be written: %s", hosted.id, error.message)
 
     def _look(self) -> None:
-        """Follow the rows: let go of who is not ours any more, pause who is paused."""
+        """Follow the rows: end the processes that have a successor, let go of services that are not ours any more, pause who is paused."""
         while not self._closed.wait(LOOK_S):
-            if not self._attached:
+            # Before the rows are read: what they say of one that has crashed must not be held against its successor.
+            known = dict(self._attached)
+            kept = () if self._host.keeper is None else self._host.keeper.running()
+            if not (known or kept):
                 continue
             try:
-                rows = {agent.id: agent for agent in self._host.fleet.look(lambda tx: agents.get_many(tx, list(self._attached)))}
+                wanted = sorted({*known, *(running.agent_id for running in kept)})
+                rows = {agent.id: agent for agent in self._host.fleet.look(partial(_rows, wanted))}
             except DatabaseUnavailable:
                 continue
-            for agent_id, attached in tuple(self._attached.items()):
+            if self._host.keeper is not None:
+                self._host.keeper.end_former(kept, rows)
+            for agent_id, attached in known.items():
                 agent = rows.get(agent_id)
                 if agent is None or agent.status not in HOSTED_IN or agent.node not in {"", self._host.node}:
-                    self.detach(agent_id)
+                    self.detach(agent_id, only=attached)
                 else:
                     self._follow(attached, agent)
 
@@ -184,6 +198,10 @@ class ServiceHost:
         if attached.hosted.paused != paused:
             attached.hosted.paused = paused
             self._host.align()
+
+
+def _rows(agent_ids: list[str], tx: Transaction) -> list[Agent]:
+    return agents.get_many(tx, agent_ids)
 
 
 def free_port() -> int:

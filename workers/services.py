@@ -40,7 +40,7 @@ class Service:
 
     def __init__(self, agent_id: str, url: str, settings: Settings) -> None:
         token = next(iter(settings.manager_tokens), "")
-        headers = {"X-Manager-Token": token} if token else {}
+        headers = {"User-Agent": settings.manager_name, **({"X-Manager-Token": token} if token else {})}
         self.agent_id, self.url = agent_id, url.rstrip("/")
         self._answer_s = settings.remote_control_s
         self._client = httpx.Client(

@@ -17,7 +17,7 @@ from orchestrator.clock import SYSTEM, Clock
 from schemas.frames import AckFrame, ErrorFrame, HeartbeatFrame, SummaryFrame
 from workers.child.logs import stamp
 from workers.child.reports import Exit, Sink, Started
-from workers.rolling import RollingFile
+from workers.rotation import RollingFile
 
 FILE_BYTES_MAX = 100_000_000
 FILES_MAX = 10

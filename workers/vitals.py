@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 
 from orchestrator.clock import SYSTEM, Clock
+from orchestrator.core.fencing import START_TOLERANCE_S, Process
 from schemas.messages import Resources, WorkResources
 from schemas.runs import WorkerIdentity, WorkerRow
 
-START_TOLERANCE_S = 1.0  # the kernel's start times are rounded
 MEBI = 1024.0 * 1024.0
 
 
@@ -116,6 +116,6 @@ class Cost:
     cpu_s: float
 
 
-def started_at() -> float:
-    """When this process began, by the kernel: with its number a name for ever, also after it has become another program."""
-    return float(psutil.Process().create_time())
+def this_process(node: str) -> Process:
+    """This process as the worker `node`: the same one for ever, also after it has become another program."""
+    return Process(node, os.getpid(), float(psutil.Process().create_time()))

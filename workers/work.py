@@ -12,7 +12,7 @@ from orchestrator.works import WORKFLOW, failed
 from schemas.agents import Work
 from schemas.history import RetryPolicy
 from schemas.messages import ErrorCode, WorkError, WorkRequest, WorkResult
-from workers.hosted import HOSTED
+from workers.hosted import HOSTED, Superseded
 from workers.steps import Presence
 
 LOSSES_MAX = 10  # workers that die or leave while they do one attempt
@@ -27,7 +27,10 @@ def execute_work(work: Work, request: WorkRequest, attempt: int, last: bool) -> 
     hosted = HOSTED.taker(work)
     if hosted is None:
         raise ApplicationError(f"this worker hosts no agent {work.agent_id or 'of type ' + work.agent_type!r}", type="AgentLeft")
-    return hosted.execute(work, request, attempt=attempt, last=last, cancelled=activity.is_cancelled)
+    try:
+        return hosted.execute(work, request, attempt=attempt, last=last, cancelled=activity.is_cancelled)
+    except Superseded as error:
+        raise ApplicationError(str(error), type="AgentLeft") from None
 
 
 @activity.defn(name="orchestrator.settle_work")

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from anyio import to_thread
 from fastapi import FastAPI
 
-from orchestrator.api import access, agent_services, agents, errors, openapi, operations, records, stream, workflows, works
+from orchestrator.api import access, agent_services, agents, errors, openapi, operations, records, rolling, stream, workflows, works
 from orchestrator.api.requests import Requests
 from orchestrator.api.services import Services
 from orchestrator.clock import SYSTEM, Clock
@@ -50,7 +50,7 @@ def create_app(
         separate_input_output_schemas=True,
     )
     app.state.services = services
-    for part in (operations, access, workflows, agents, works, stream, records, agent_services):
+    for part in (operations, access, workflows, agents, rolling, works, stream, records, agent_services):
         app.include_router(part.router)
     errors.install(app)
     openapi.install(app)

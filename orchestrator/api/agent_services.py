@@ -27,6 +27,7 @@ from orchestrator.api.services import Caller, Here, Services
 from orchestrator.api.works import ACCEPTED, RequestId, Wait, executed
 from orchestrator.core import patience
 from orchestrator.errors import FleetError
+from orchestrator.fleet import as_service
 from orchestrator.logs import LINES_MAX, LINES_SHOWN
 from schemas.agents import Agent, AgentFilter, AgentKind, AgentStatus, Heartbeat
 from schemas.messages import CommandName, CommandParams, CommandResponse
@@ -48,9 +49,9 @@ def register(given: Registration, here: Here, request: Request) -> Registered:
 
 @router.post(f"{PREFIX}/heartbeat")
 def heartbeat(given: SignOfLife, here: Here) -> Registered:
-    """A service says that it lives. 404: it is not known here, and should register."""
+    """A service says that it lives. 404: it is not known here, and should register; 409: the id is that of an agent of another kind."""
     work = () if given.current_task is None else (given.current_task,)
-    here.fleet.get(given.id)
+    as_service(here.fleet.get(given.id))
     here.fleet.record_heartbeats([Heartbeat(given.id, 0.0, status=given.status, current_work=work, metrics=given.metrics)])
     agent = here.fleet.get(given.id)
     return Registered(id=agent.id, registered_at=agent.registered_at, ttlSeconds=_ttl_s(here, agent))

@@ -70,6 +70,8 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/api/v1/agents/{agent_id}/events"): LOOK,
     ("GET", "/api/v1/agents/{agent_id}/commands"): LOOK,
     ("GET", "/api/v1/agents/{agent_id}/summaries"): LOOK,
+    ("POST", "/api/v1/agent-types/{agent_type}/rolling-restart"): Rule(Role.OPERATOR, "agent.rolling_restart", "type:{agent_type}"),
+    ("GET", "/api/v1/agent-types/{agent_type}/rolling-restart"): LOOK,
     ("POST", "/api/v1/work"): Rule(Role.OPERATOR, "work.submit", "work:"),
     ("GET", "/api/v1/work/{request_id}"): LOOK,
     ("GET", "/api/v1/stream"): LOOK,

@@ -1,4 +1,4 @@
-"""`orchestrator agent run`, beside what `commands.fleet` has; law: an agent's worker is a Celery worker like any other, and takes all of its options."""
+"""`orchestrator agent run`, beside what `commands.fleet` and `commands.rolling` have; law: an agent's worker is a Celery worker like any other, and takes all of its options."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from orchestrator.commands.fleet import app
+from orchestrator.commands.rolling import rolling_restart
 from orchestrator.commands.running import become
 from orchestrator.errors import AgentNotFound, DatabaseNotMigrated, DatabaseUnavailable, InvalidArgument
 from orchestrator.fleet import Fleet
@@ -17,6 +18,8 @@ from schemas.agents import AgentSpec
 from schemas.settings import Settings
 
 __all__ = ["app"]
+
+app.command("rolling-restart")(rolling_restart)
 
 _PASS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -41,7 +44,8 @@ def run(
     )
     at_once = concurrency or _known(settings, wanted).concurrency
     queues = f"{type_queue(wanted.type)},{agent_queue(wanted.id)}"
-    arguments = ["-Q", queues, "-n", f"{wanted.id}@%h", "-c", str(at_once), "-l", settings.log_level, *context.args]
+    alone = ["--without-mingle", "--without-gossip"]  # the store knows who is there: no second of the start goes into asking all others
+    arguments = ["-Q", queues, "-n", f"{wanted.id}@%h", "-c", str(at_once), "-l", settings.log_level, *alone, *context.args]
     become("worker", arguments, settings=settings, quiet=True)
 
 

@@ -46,8 +46,9 @@ def dev(
     beat: Annotated[bool, typer.Option(help="Run beat.")] = True,
     flower: Annotated[bool, typer.Option(help="Run flower, if its port is free.")] = True,
     flower_port: Annotated[int, typer.Option(help="Port of flower on 127.0.0.1.", min=1, max=65535)] = FLOWER_PORT,
+    api: Annotated[bool, typer.Option(help="Run the management API, if its port (ORCHESTRATOR_API_PORT) is free.")] = True,
 ) -> None:
-    """The whole stack on this machine: broker, store, workers, beat, flower. One Ctrl-C stops everything in order.
+    """The whole stack on this machine: broker, store, workers, beat, flower, management API. One Ctrl-C stops everything in order.
 
     What ORCHESTRATOR_DATABASE_URL and ORCHESTRATOR_BROKER_URL name is used; what they leave open is embedded.
     """
@@ -60,6 +61,7 @@ def dev(
         beat=beat,
         flower=flower,
         flower_port=flower_port,
+        api=api,
     )
     printer = Printer()
     stack = Stack(settings, plan, tell=printer.tell)
@@ -107,8 +109,11 @@ class Printer:
         ]
         if not settings.include:
             lines.insert(1, "no workflows are known yet: start with --include your_module, or set ORCHESTRATOR_INCLUDE")
-        if any(process.name == "flower" for process in stack.processes):
+        running = {process.name for process in stack.processes}
+        if "flower" in running:
             lines.append(f"flower: http://127.0.0.1:{stack.plan.flower_port}")
+        if "api" in running:
+            lines.append(f"management API: http://{settings.api_host}:{settings.api_port}, described at /docs")
         for line in lines:
             out.print(Text.assemble((f"{'dev':<{NAME_WIDTH}} ", "bold"), (line, "bold green")))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,11 +11,14 @@ import orjson
 import typer
 from rich.text import Text
 
+from orchestrator import settings as settings_module
+from orchestrator.auditing import audited
 from orchestrator.client import Client
 from orchestrator.clock import SYSTEM
-from orchestrator.commands.printing import AsJson, compact, duration, moment, put, put_json, put_table
+from orchestrator.commands.printing import AsJson, actor, compact, duration, moment, put, put_json, put_table
 from orchestrator.errors import InvalidArgument
 from orchestrator.filters import LIMIT_MAX
+from orchestrator.store import Store
 from schemas.history import Failure, Json, Turn
 from schemas.runs import PendingActivity, RunDescription
 
@@ -54,16 +58,18 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Start a workflow."""
+    chosen = SYSTEM.fresh_id() if workflow_id is None else workflow_id
     with Client() as client:
-        handle = client.start_workflow(
-            workflow_type,
-            args=_values(arg),
-            id=workflow_id,
-            queue=queue,
-            run_timeout=run_timeout,
-            start_delay=delay,
-            priority=priority,
-        )
+        with _acting("start", chosen, type=workflow_type, queue=queue):
+            handle = client.start_workflow(
+                workflow_type,
+                args=_values(arg),
+                id=chosen,
+                queue=queue,
+                run_timeout=run_timeout,
+                start_delay=delay,
+                priority=priority,
+            )
         if wait:
             _put_result(handle.result(timeout), as_json=as_json)
         elif as_json:
@@ -174,7 +180,7 @@ def signal(
     as_json: AsJson = False,
 ) -> None:
     """Send a signal."""
-    with Client() as client:
+    with Client() as client, _acting("signal", workflow_id, name=name):
         client.get_handle(workflow_id, run_id).signal(name, args=_values(arg))
     _done(f"signal {name} is stored", workflow_id, as_json=as_json)
 
@@ -197,7 +203,7 @@ def query(
 @app.command()
 def cancel(workflow_id: Id, *, reason: Reason = "", run_id: RunId = None, as_json: AsJson = False) -> None:
     """Ask a workflow to cancel itself; its code decides what that means."""
-    with Client() as client:
+    with Client() as client, _acting("cancel", workflow_id, reason=reason):
         client.get_handle(workflow_id, run_id).cancel(reason)
     _done("cancellation is requested", workflow_id, as_json=as_json)
 
@@ -205,9 +211,21 @@ def cancel(workflow_id: Id, *, reason: Reason = "", run_id: RunId = None, as_jso
 @app.command()
 def terminate(workflow_id: Id, *, reason: Reason = "", run_id: RunId = None, as_json: AsJson = False) -> None:
     """End a workflow at once, without asking its code."""
-    with Client() as client:
+    with Client() as client, _acting("terminate", workflow_id, reason=reason):
         client.get_handle(workflow_id, run_id).terminate(reason)
     _done("terminated", workflow_id, as_json=as_json)
+
+
+@contextmanager
+def _acting(what: str, workflow_id: str, **params: Json) -> Iterator[None]:
+    """Enter what is done to a workflow into the audit, as the API does."""
+    given = {name: value for name, value in params.items() if value}
+    target = f"workflow:{workflow_id}"
+    with (
+        Store.of(settings_module.current()) as store,
+        audited(store, actor=actor(), action=f"workflow.{what}", target=target, params=given),
+    ):
+        yield
 
 
 def _values(texts: Sequence[str] | None) -> list[Json]:

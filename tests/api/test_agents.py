@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.core.machines import Trigger
 from orchestrator.fleet import Fleet
 from orchestrator.store import control
 from schemas.access import Role
@@ -196,6 +197,47 @@ def test_an_unknown_agent_is_unknown_to_every_question(api):
         refused(api.http.get(f"{AGENTS}/nobody/{question}"), 404, "agent_not_found")
 
 
+@pytest.mark.req("S1-19")
+def test_the_four_states_of_a_service_are_told_in_these_words_and_draining_is_said(api, fleet):
+    api.http.post(AGENTS, json=SPEC)
+
+    def told():
+        found = api.http.get(f"{AGENTS}/a-1/status").json()
+        return found["status"], found["draining"]
+
+    running(fleet)
+    seen = [told()]
+    for trigger in (Trigger.PAUSED, Trigger.RESUMED):  # as its host confirms what `pause` and `resume` asked for
+        fleet.turned("a-1", trigger, actor="ada")
+        seen.append(told())
+    api.http.post(f"{AGENTS}/a-1/restart")
+    seen.append(told())
+    fleet.starting("a-1")
+    running(fleet)
+    api.http.post(f"{AGENTS}/a-1/stop")
+    seen.append(told())
+    fleet.exited("a-1", 0)
+    seen.append(told())
+    assert seen == [("running", False), ("paused", False), ("running", False), ("stopping", True), ("stopping", True), ("stopped", False)]
+
+
+@pytest.mark.req("S2-40")
+def test_where_agents_stand_is_in_the_store_and_no_process_that_ends_takes_it_along(open_api, store):
+    first = open_api()
+    fleet = first.app.state.services.fleet
+    for name in ("runs", "rests", "ends", "fails"):
+        running(fleet, name)
+    fleet.turned("rests", Trigger.PAUSED, actor="ada")
+    fleet.exited("ends", 0)
+    fleet.exited("fails", 3)
+    questions = [f"{AGENTS}/{name}{part}" for name in ("runs", "rests", "ends", "fails") for part in ("", "/status", "/events", "/health")]
+    before = [first.http.get(question).json() for question in questions]
+    first.http.__exit__(None, None, None)
+    second = open_api()
+    assert [second.http.get(question).json() for question in questions] == before
+    assert [one["status"] for one in before[1::4]] == ["running", "paused", "stopped", "error"]
+
+
 @pytest.mark.req("S2-31", "S2-04")
 def test_each_state_is_told_in_lower_case(open_api):
     api = open_api(heartbeat_timeout_s=0.01, registry_ttl_s=0.01)
@@ -236,6 +278,25 @@ def test_the_log_of_an_agent_is_the_tail_of_its_file(open_api, tmp_path):
     (tmp_path / "a-1.log").write_text("".join(f'{{"ts": "{n}", "message": "m{n}"}}\n' for n in range(9)))
     assert [line["message"] for line in api.http.get(f"{AGENTS}/a-1/logs", params={"lines": 2}).json()["lines"]] == ["m7", "m8"]
     assert api.http.get(f"{AGENTS}/a-1/logs", params={"lines": "abc"}).status_code == 400
+
+
+def test_a_rolling_restart_is_a_run_of_which_there_is_one_for_each_type(api, fleet):
+    rolling = "/api/v1/agent-types/echo/rolling-restart"
+    refused(api.http.post(rolling), 404, "not_found")
+    running(fleet)
+    refused(api.http.get(rolling), 404, "not_found")
+    assert api.http.post(rolling, json={"at_a_time": 0}).status_code == 400
+    begun = api.http.post(rolling, json={"at_a_time": 2, "reason": "new version"})
+    assert (begun.status_code, begun.json()["workflow_id"], begun.headers["Location"]) == (202, "rolling:echo", rolling)
+    refused(api.http.post(rolling), 409, "workflow_exists")
+    assert api.http.post("/api/v1/workflows/rolling:echo/terminate", json={"reason": "enough"}).status_code == 200
+    ended = api.http.get(rolling).json()
+    assert (ended["status"], ended["run_id"]) == ("terminated", begun.json()["run_id"])
+    assert [(entry.action, entry.target, entry.outcome) for entry in api.audit()][1] == (
+        "agent.rolling_restart",
+        "type:echo",
+        "workflow_exists",
+    )
 
 
 @pytest.mark.req("S2-03")

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from beat.fleet import FLUSH, HEARTBEAT, LOOK_S, Agenda, Pulse
+from beat.fleet import FLUSH, GATHER_S, HEARTBEAT, LOOK_S, Agenda, Pulse
 from orchestrator.fleet import Fleet
 from orchestrator.store import Store, workers
 from schemas.agents import AgentKind, AgentSpec, AgentStatus, Heartbeat
@@ -171,6 +171,18 @@ def test_a_thousand_agents_cost_beat_less_than_two_percent_of_a_core(fleet, puls
     assert min(used_s) < 60 * 0.02, used_s
 
 
+def test_many_agents_whose_rhythms_lie_anywhere_are_few_rounds_and_few_messages():
+    agenda = Agenda()
+    agenda.update({(HEARTBEAT, f"a-{number}"): (15.0, number * 0.015) for number in range(1000)}, now=0.0)
+    now, rounds, asked = 0.0, 0, 0
+    while (now := now + agenda.wait_s(now, 60.0)) <= 60.0:
+        rounds += 1
+        asked += len(agenda.take(now)[HEARTBEAT])
+    assert asked == pytest.approx(4000, rel=0.05)
+    assert rounds <= 60 / GATHER_S + 1
+
+
+@pytest.mark.req("S2-06")
 @pytest.mark.req("S2-17")
 @pytest.mark.req("S2-07")
 @pytest.mark.req("S0-26")
@@ -187,6 +199,7 @@ def test_agents_of_files_are_entered_and_started_whenever_they_are_new_or_have_c
         "one that is broken stops no other"
     )
     assert caplog.text.count("not discovered: ") == 1
+    assert [event.trigger for event in fleet.events("a")][::-1] == ["added", "start"], "found, then registered, then started"
 
     fleet.update("a", {"concurrency": 9})
     write("agents: [{id: a}, {id: b}]")

@@ -171,10 +171,11 @@ class Site:
     def beat(self) -> Program:
         return self._program("beat", "-l", "info", "-s", str(self.home / "beat"))
 
-    def flower(self) -> Flower:
+    def flower(self, *, options: tuple[str, ...] = (), **environment: str) -> Flower:
         """Celery's dashboard, once it answers."""
         (port,) = free_ports(1)
-        flower = Flower(port, self._program("flower", "--address=127.0.0.1", f"--port={port}", FLOWER_UNAUTHENTICATED_API="true"))
+        environment = {"FLOWER_UNAUTHENTICATED_API": "true", **environment}
+        flower = Flower(port, self._program("flower", "--address=127.0.0.1", f"--port={port}", *options, **environment))
         wait_until(flower.answers, "flower answers", READY_MAX_S)
         return flower
 

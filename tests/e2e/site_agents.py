@@ -29,6 +29,11 @@ class Noting(Agent):
         super().__init__(*args, **options)
         self.tried = 0
 
+    def on_start(self) -> None:
+        """One that somebody has broken cannot start any more."""
+        if (current().home / f"broken-{self.id}").exists():
+            raise RuntimeError("somebody has broken it")
+
     async def execute_work(self, work: WorkRequest) -> object:
         about = info()
         assert about

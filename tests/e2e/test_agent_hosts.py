@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ import orjson
 import psutil
 import pytest
 
+from orchestrator.servers import ask_tcp, free_ports
 from schemas.agents import AgentKind, AgentSpec, AgentStatus
 from schemas.messages import CommandName, CommandParams
 from tests.e2e.agent_site import AgentSite
 from tests.e2e.processes import ROOT, Worker, broker_of, site, wait_until
 
+SERVICE = ROOT / "workers" / "packages" / "file_hash" / "service.py"
 TEMPLATE = ROOT / "workers" / "packages" / "_template" / "agent.py"
 START_MAX_S = 40.0
 
@@ -122,6 +125,51 @@ def test_a_child_that_is_killed_is_started_again(place: AgentSite, host: Worker)
     os.kill(child.pid, signal.SIGKILL)
     wait_until(lambda: place.fleet.get("child-1").pid not in {0, None, child.pid}, "another process", START_MAX_S)
     place.await_status("child-1", AgentStatus.RUNNING, max_s=START_MAX_S)
+
+
+def test_a_service_is_started_asked_restarted_killed_and_stopped_by_its_host(place: AgentSite, host: Worker):
+    (place.home / "about").write_text("abc")
+    enter(place, "hash-1", kind=AgentKind.HTTP, executable="python", args=(str(SERVICE),))
+    tell(place, "hash-1", CommandName.START)
+    first = place.await_status("hash-1", AgentStatus.RUNNING, max_s=START_MAX_S)
+    assert lives(first.pid)
+    assert first.service_url.startswith("http://127.0.0.1:")
+
+    def hashed() -> Any:
+        return place.do("hash-1", work_type="sha256", path=str(place.home / "about")).output
+
+    assert "ba7816bf" in str(hashed())
+    wait_until(lambda: place.fleet.heartbeats("hash-1"), "who answers has a heartbeat")
+    tell(place, "hash-1", CommandName.RESTART)
+    wait_until(lambda: place.fleet.get("hash-1").started_at != first.started_at, "it begins anew", START_MAX_S)
+    again = place.await_status("hash-1", AgentStatus.RUNNING, max_s=START_MAX_S)
+    assert (again.pid, again.service_url) == (first.pid, first.service_url), "the same process on the same port"
+    assert "ba7816bf" in str(hashed())
+    assert again.pid
+    os.kill(again.pid, signal.SIGKILL)
+    wait_until(lambda: place.fleet.get("hash-1").pid not in {0, None, again.pid}, "another process", START_MAX_S)
+    third = place.await_status("hash-1", AgentStatus.RUNNING, max_s=START_MAX_S)
+    assert "ba7816bf" in str(hashed())
+    tell(place, "hash-1", CommandName.STOP)
+    place.await_status("hash-1", AgentStatus.STOPPED, max_s=START_MAX_S)
+    wait_until(lambda: not lives(third.pid), "its process is gone")
+
+
+def test_a_service_that_has_come_by_itself_is_spoken_for_until_it_leaves(place: AgentSite, host: Worker):
+    (port,) = free_ports(1)
+    (place.home / "about").write_text("abc")
+    argv = [sys.executable, str(SERVICE), "--port", str(port), "--id", "hash-9"]
+    with (place.home / "hash-9.out").open("wb") as out, subprocess.Popen(argv, stdout=out, stderr=out, env=place.environment) as service:
+        try:
+            wait_until(lambda: ask_tcp(port, b"GET /health HTTP/1.0\r\n\r\n"), "it answers")
+            place.fleet.register_service("hash-9", f"http://127.0.0.1:{port}")
+            wait_until(lambda: place.fleet.get("hash-9").node == host.node, "a worker speaks for it", START_MAX_S)
+            done = place.do("hash-9", work_type="sha256", path=str(place.home / "about"))
+            assert "ba7816bf" in str(done.output)
+            place.fleet.unregister_service("hash-9")
+            assert not place.fleet.get("hash-9").registered
+        finally:
+            service.kill()
 
 
 def test_a_host_that_is_told_to_go_takes_its_agents_with_it_in_good_order(place: AgentSite, host: Worker):

@@ -17,17 +17,9 @@ from orchestrator.core.machines import Trigger
 from orchestrator.store import agents
 from orchestrator.store.agents import Update
 from schemas.agents import AgentStatus, DesiredState
-from schemas.messages import ErrorCode
+from schemas.messages import ErrorCode, WorkRequest, WorkResult
 from tests.e2e.agent_site import AgentSite
 from tests.e2e.processes import ROOT, broker_of, site, wait_until
-
-
-@pytest.fixture(params=["valkey", "rabbitmq"])
-def broker_url(request: pytest.FixtureRequest) -> str:
-    if request.param == "rabbitmq":
-        url: str = request.getfixturevalue("rabbitmq_url")
-        return url
-    return broker_of(request.getfixturevalue("valkey"))
 
 
 @pytest.fixture
@@ -37,10 +29,13 @@ def place(valkey: Any, sqlite_url: str, tmp_path: Path) -> Iterator[AgentSite]:
         yield opened
 
 
-@pytest.fixture
-def everywhere(broker_url: str, database_url: str, tmp_path: Path) -> Iterator[AgentSite]:
-    """Each database on each broker."""
-    with site(AgentSite, tmp_path, database_url, broker_url) as opened:
+@pytest.fixture(params=["sqlite-rabbitmq", "postgresql-valkey"])
+def everywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AgentSite]:
+    """Each database once, and each broker once."""
+    on_rabbitmq = request.param == "sqlite-rabbitmq"
+    database = request.getfixturevalue("sqlite_url" if on_rabbitmq else "postgres_url")
+    broker = request.getfixturevalue("rabbitmq_url") if on_rabbitmq else broker_of(request.getfixturevalue("valkey"))
+    with site(AgentSite, tmp_path, database, broker) as opened:
         yield opened
 
 
@@ -57,6 +52,23 @@ def test_an_agent_does_what_it_is_asked_and_goes_on_after_a_failure(everywhere: 
     assert worker.alive
     assert worker.stop() == 0
     assert everywhere.status("e-1") is AgentStatus.STOPPED
+
+
+@pytest.mark.req("S2-41")
+def test_a_work_that_fails_is_tried_as_often_as_was_asked_and_its_error_says_what_went_wrong(place: AgentSite):
+    place.agent("n-1", "noting")
+
+    def tried(times: int) -> tuple[WorkResult, int]:
+        request = WorkRequest(work_type="flaky", parameters={"times": times}, attempts_max=3)
+        request_id = place.works.submit(request, agent_id="n-1").work.request_id
+        return place.result(request_id), place.begun(request_id)
+
+    failed, begun = tried(9)
+    assert (failed.status, begun) == ("error", 3)
+    assert failed.error is not None
+    assert (failed.error.code, "try 3" in failed.error.message) == (ErrorCode.EXECUTION_FAILED, True)
+    done, begun = tried(5)
+    assert (done.status, begun) == ("success", 2), "the second of these attempts is the fifth of this agent's"
 
 
 @pytest.mark.req("S3-21", "S3-01")
@@ -165,7 +177,7 @@ def test_a_paused_agent_that_is_killed_comes_back_paused(everywhere: AgentSite):
     assert everywhere.result(waiting).output == {"x": 1}
 
 
-@pytest.mark.req("DC-20", "S2-12", "S3-06")
+@pytest.mark.req("DC-20", "S2-12")
 def test_an_agent_whose_slots_are_all_busy_answers_at_once_and_its_heart_beats(place: AgentSite):
     worker = place.agent("n-1", "noting")
     running = place.ask("n-1", work_type="gate", gate="g")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from kombu import Connection, Exchange, Queue
@@ -65,13 +65,13 @@ def shop(request, sqlite_url, tmp_path):
         yield opened
 
 
-@pytest.mark.req("S2-27", "S2-28", "S3-11")
+@pytest.mark.req("S2-27", "S2-28", "S3-06", "S3-11")
 def test_a_raw_client_commands_the_fleet_and_hears_it(shop):
     with Fleet(shop.settings, store=shop.store) as fleet:
         fleet.ready(AgentSpec(id="a.1", type="echo"), node="nobody@test", pid=1, pid_started_at=1.0, capabilities={})
-        worker = shop.worker(queues="fleet", bus=True)
+        worker = shop.worker(queues="fleet", bus=True, console_heartbeats=True)
         console = Console(shop.broker_url)
-        console.hears("agent.manager.response", "agent.a.1.response", "agent.status", "agent.metrics")
+        console.hears("agent.manager.response", "agent.a.1.response", "agent.status", "agent.metrics", "orchestrator.results")
         try:
             question = command("status", "a.1")
 
@@ -95,6 +95,10 @@ def test_a_raw_client_commands_the_fleet_and_hears_it(shop):
 
             for key in ("agent.status", "agent.metrics"):
                 console.await_answer(key, lambda body: body.get("from_agent") == "b", before=beat)
+            update = console.await_answer("orchestrator.results", lambda body: body.get("from_agent") == "b")
+            assert update["payload"]["resources"].keys() >= {"cpu_percent", "memory_percent", "gpu_vram_available_mb", "gpu_vram_total_mb"}
+            assert str(UUID(update["trace_id"])) in worker.text, "it is in the log under the same trace"
+            assert UUID(update["request_id"])
             assert worker.alive, worker.text
         finally:
             console.connection.close()

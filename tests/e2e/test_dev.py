@@ -17,6 +17,7 @@ from orchestrator.client import Client
 from orchestrator.clock import SYSTEM
 from orchestrator.dev import Plan, Stack
 from orchestrator.errors import DatabaseNotMigrated, ServerUnavailable
+from orchestrator.servers import ask_tcp, free_ports
 from orchestrator.settings import load
 from orchestrator.store import Store, workers
 
@@ -104,9 +105,9 @@ class Terminal:
     def __init__(self, folder: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATOR_")}
         argv = [sys.executable, "-m", "orchestrator.cli", "dev", "--include", "flows", "--no-flower", "--workers", "2", "-Q", "more"]
-        self.process = subprocess.Popen(
-            argv, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        (self.api_port,) = free_ports(1)
+        environment |= {"PYTHONPATH": str(ROOT), "ORCHESTRATOR_API_PORT": str(self.api_port)}
+        self.process = subprocess.Popen(argv, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines: list[str] = []
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
@@ -136,7 +137,9 @@ def terminal(folder):
 def test_one_ctrl_c_stops_everything_in_order(terminal):
     until(lambda: terminal.said(r"^dev +ready: 2 worker\(s\) on default, more"), "ready")
     family = terminal.family()
-    assert len(family) == 4, "valkey, two workers, beat"
+    assert len(family) == 5, "valkey, two workers, beat, the API"
+    assert terminal.said(f"management API: http://127.0.0.1:{terminal.api_port}")
+    until(lambda: ask_tcp(terminal.api_port, b"GET /health HTTP/1.0\r\n\r\n") is not None, "the API answers")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.process.wait(WAIT_MAX_S) == 0, "".join(terminal.lines)
     assert not any(process.is_running() for process in family)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
 import pytest
 
 from tests.e2e.processes import WAIT_MAX_S, Shop, broker_of, site, wait_until
@@ -23,13 +27,44 @@ def shown(flower, name, state):
     return [task for task in flower.json("/api/tasks").values() if (task["name"], task["state"]) == (name, state)]
 
 
+@pytest.mark.req("DC-21")
+def test_flower_answers_and_knows_the_workers_and_what_they_do(watched):
+    shop, flower = watched
+    assert shop.client.start_workflow("steps", args=[1, 1]).result(timeout=WAIT_MAX_S) == 1
+    workers = flower.json("/api/workers?refresh=1")
+    assert next(queue["name"] for queue in workers["watched@test"]["active_queues"]) == shop.settings.default_queue
+    wait_until(lambda: 'flower_worker_online{worker="watched@test"} 1.0' in flower.page("/metrics"), "its metrics say that it is there")
+
+
+@pytest.mark.req("DC-22")
+def test_flower_lets_nobody_look_who_has_not_said_who_they_are(shop):
+    def status(path: str, **headers: str) -> int:
+        try:
+            with urlopen(Request(f"http://127.0.0.1:{flower.port}{path}", headers=headers), timeout=WAIT_MAX_S) as answer:
+                return int(answer.status)
+        except HTTPError as refused:
+            refused.close()
+            return refused.code
+
+    flower = shop.flower(FLOWER_UNAUTHENTICATED_API="false")
+    assert [status("/api/workers"), status("/api/tasks")] == [401, 401]
+    flower = shop.flower(FLOWER_UNAUTHENTICATED_API="false", FLOWER_BASIC_AUTH="ada:secret", options=("--read-only",))
+    key = "Basic " + base64.b64encode(b"ada:secret").decode()
+    assert [status("/workers"), status("/workers", Authorization=key), status("/api/workers", Authorization=key)] == [401, 200, 200]
+
+
 def test_eager_activities_show_with_name_arguments_runtime_and_worker(watched):
     shop, flower = watched
     handle = shop.client.start_workflow("steps", args=[7, 6])
     assert handle.result(timeout=WAIT_MAX_S) == 7
-    wait_until(lambda: len(shown(flower, "quick", "SUCCESS")) == len(shown(flower, "count", "SUCCESS")) == 3, "all are shown")
+    run_id = handle.describe().run_id
+
+    def of_this_run(name):
+        return [task for task in shown(flower, name, "SUCCESS") if task["uuid"].startswith(run_id)]
+
+    wait_until(lambda: len(of_this_run("quick")) == len(of_this_run("count")) == 3, "all are shown")
     task = next(task for task in shown(flower, "quick", "SUCCESS") if task["args"] == "(7001,)")
-    assert task["uuid"] == f"{handle.describe().run_id}--2-1"
+    assert task["uuid"] == f"{run_id}--2-1"
     assert task["result"] == "7001"
     assert 0 < task["runtime"] < 5
     assert task["worker"] == "watched@test"

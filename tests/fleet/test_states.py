@@ -36,6 +36,15 @@ def test_start_leads_over_starting_to_running_and_the_supervisor_hears_of_both(f
         fleet.command("a-1", CommandName.START, actor="ada")
 
 
+def test_a_process_has_one_start_whoever_speaks_of_it_first(fleet, spec):
+    fleet.add(spec)
+    fleet.command("a-1", CommandName.START, actor="ada")
+    began = fleet.ready(spec, node="n", pid=1, pid_started_at=1.0, capabilities={}).started_at
+    for pid, same in ((1, True), (2, False)):
+        fleet.launched("a-1", keeper="host@here", node="n", pid=pid, pid_started_at=1.0)
+        assert (fleet.get("a-1").started_at == began) is same
+
+
 @pytest.mark.req("S2-24")
 @pytest.mark.req("S2-11")
 def test_what_holds_already_changes_nothing_and_is_no_error(fleet, spec, told):

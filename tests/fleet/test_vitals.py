@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.fleet import Fleet
 from schemas.agents import AgentSpec, AgentStatus, DesiredState, Health, Heartbeat
 from schemas.messages import CommandName
 
@@ -21,6 +22,16 @@ def test_a_heartbeat_is_kept_and_shown(fleet, running):
     agent = fleet.get("a-1")
     assert (agent.health, agent.current_work, agent.last_metrics["cpu"]) == (Health.HEALTHY, ("r-1",), 0.03)
     assert [beat.resources for beat in fleet.heartbeats("a-1")] == [{"cpu_percent": 3.0}]
+
+
+@pytest.mark.req("S0-05")
+@pytest.mark.parametrize("shown", [False, True])
+def test_heartbeats_are_on_the_console_only_if_somebody_wants_to_see_them(settings, store, bell, running, caplog, shown):
+    caplog.set_level("INFO")
+    with Fleet(settings.model_copy(update={"console_heartbeats": shown}), store=store, bell=bell) as fleet:
+        fleet.record_heartbeats([Heartbeat("a-1", 0.0, 1, "running")])
+        assert fleet.get("a-1").last_heartbeat_at is not None
+    assert ("heartbeat of agent a-1: running" in caplog.text) is shown
 
 
 def test_a_heartbeat_of_somebody_unknown_is_left_out(fleet, running):
@@ -56,6 +67,18 @@ def test_nobody_is_called_silent_for_a_silence_in_which_nobody_asked(fleet, runn
 
 
 @pytest.mark.req("S1-21")
+@pytest.mark.req("S2-48")
+def test_what_is_older_than_its_retention_is_forgotten_and_what_is_younger_is_kept(fleet, running, store):
+    assert fleet.settings.cleanup_interval_s == 3600
+    fleet.record_heartbeats([Heartbeat("a-1", 0.0, 1)])
+    with store.transaction() as tx:
+        tx.run("UPDATE heartbeats SET at = at - :day", day=fleet.settings.heartbeat_retention_s + 60)
+    fleet.record_heartbeats([Heartbeat("a-1", 0.0, 2)])
+    assert fleet.prune() == 1
+    assert [beat.seq for beat in fleet.heartbeats("a-1")] == [2]
+    assert fleet.prune() == 0
+
+
 def test_a_draining_agent_is_listed_however_silent_it_is(fleet, running, store):
     fleet.record_heartbeats([Heartbeat("a-1", 0.0)])
     claim_lease(store)

@@ -214,6 +214,8 @@ def test_a_cleanup_forgets_no_work_whose_envelope_may_come_again(settings, store
     hastier = hasty.model_copy(update={"visibility_timeout_s": 60.0})
     with Fleet(hastier, store=store, bell=bell) as fleet:
         assert fleet.prune() == 1
+    with store.transaction(readonly=True) as tx:
+        assert runs.resolve(tx, f"work:{request_id}"), "a run that is open stays: somebody is still at it"
     with pytest.raises(FleetError, match="kept for a limited time"):
         desk.get(request_id)
 

@@ -15,7 +15,7 @@ import orjson
 
 from orchestrator.clock import utc
 from workers.child.lines import Line
-from workers.rolling import RollingFile, older
+from workers.rotation import RollingFile, older
 
 FILE_BYTES_MAX = 10_000_000
 FILES_MAX = 4  # the current one and three older

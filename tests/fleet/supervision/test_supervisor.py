@@ -5,106 +5,21 @@ The twin answers remote control as a worker would, and reports what a process do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 import pytest
 
 from orchestrator.core.restarts import RestartPolicy, next_restart_s
 from orchestrator.core.supervision import Act, Limits, News, Phase, Supervised, Tidings, step
 from orchestrator.errors import FleetError
-from orchestrator.fleet import Fleet
 from orchestrator.reports import supervision_id
 from orchestrator.store import workers
-from schemas.agents import Agent, AgentSpec, AgentStatus
+from schemas.agents import AgentStatus
 from schemas.messages import CommandName, CommandParams, ErrorCode
-from schemas.runs import WorkerIdentity
-from tests.engine.conftest import House, house, quiet  # noqa: F401 - fixtures
+from tests.fleet.supervision.conftest import KEEPER
 from workers import supervision
-from workers.supervision import Place, Reach
+from workers.supervision import Place
 
 S = AgentStatus
-KEEPER = "host@here"
 LIMITS = Limits(start_s=30, grace_s=5, policy=RestartPolicy(2, 300))
-
-
-class Twin(Reach):
-    """Workers that host agents: `silent` ones do not answer, `deaf` processes do not do what they are told."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
-        self.calls: list[tuple[str, str]] = []
-        self.silent: set[str] = set()
-        self.deaf: set[str] = set()
-        self.refusal = ""
-        self.pids = 100
-
-    def node(self, node: str, command: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        self.calls.append((node, command))
-        if command in self.silent:
-            raise FleetError(f"worker {node} did not answer", code=ErrorCode.RC_TIMEOUT)
-        if command == "agent_start":
-            return self._start(AgentSpec(**arguments["spec"]))
-        if command == "agent_attach":
-            return {}
-        agent_id = arguments["id"]
-        if command in self.deaf:
-            return {}
-        if command == "agent_drain":
-            self.fleet.drained(agent_id)
-        elif command in {"agent_end", "agent_kill"}:
-            self.fleet.exited(agent_id, -9 if command == "agent_kill" else 0)
-        elif command == "agent_restart":
-            self._ready(self.fleet.get(agent_id).spec)
-        return {"told": command}
-
-    def _start(self, spec: AgentSpec) -> Mapping[str, Any]:
-        if self.refusal:
-            raise FleetError(self.refusal, code=ErrorCode.START_FAILED)
-        self.pids += 1
-        if "ready" not in self.deaf:
-            self._ready(spec)
-        return {"node": f"{spec.id}@here", "pid": self.pids, "pid_started_at": 1.0}
-
-    def _ready(self, spec: AgentSpec) -> Agent:
-        return self.fleet.ready(spec, node=f"{spec.id}@here", pid=self.pids, pid_started_at=1.0, capabilities={})
-
-
-@pytest.fixture
-def settings(house: House):  # noqa: F811 - the fixture
-    return house.settings.model_copy(update={"remote_control_s": 20.0, "start_timeout_s": 0.3, "terminate_grace_s": 0.2, "restarts_max": 1})
-
-
-@pytest.fixture
-def fleet(house: House, settings) -> Iterator[Fleet]:  # noqa: F811 - the fixture
-    with Fleet(settings, store=house.store, bell=house) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def twin(house: House, fleet: Fleet, settings) -> Iterator[Twin]:  # noqa: F811 - the fixture
-    twin = Twin(fleet)
-    before = list(supervision._PLACE)
-    supervision._PLACE[:] = [Place(fleet, twin, settings)]
-    house.worker("fleet")
-    with house.store.transaction() as tx:
-        workers.register(tx, WorkerIdentity("w", KEEPER, "here", "boot", 1, 1.0, ("fleet",), ""), 1000)
-    yield twin
-    supervision._PLACE[:] = before
-
-
-@pytest.fixture
-def until(house: House, fleet: Fleet):  # noqa: F811 - the fixture
-    def wait(*states: AgentStatus, agent_id: str = "a-1") -> Agent:
-        house.until(lambda: fleet.get(agent_id).status in states)
-        return fleet.get(agent_id)
-
-    return wait
-
-
-@pytest.fixture
-def spec() -> AgentSpec:
-    return AgentSpec(id="a-1", type="echo")
 
 
 @pytest.mark.req("S2-25")
@@ -120,7 +35,7 @@ def test_an_agent_is_started_where_there_is_room_and_ended_in_good_order(fleet, 
 
 
 @pytest.mark.req("S1-41")
-def test_a_restart_drains_first_and_then_replaces_the_process(fleet, twin, until, house, spec):  # noqa: F811 - the fixture
+def test_a_restart_drains_first_and_then_replaces_the_process(fleet, twin, until, house, spec):
     fleet.add(spec)
     fleet.command("a-1", CommandName.START, actor="ada")
     until(S.RUNNING)
@@ -154,7 +69,7 @@ def test_a_stop_ends_even_if_nobody_answers_any_more(fleet, twin, until, spec):
 
 
 @pytest.mark.req("S0-36")
-def test_a_crash_is_followed_by_a_new_start_and_a_crash_loop_ends(fleet, twin, until, house, spec):  # noqa: F811 - the fixture
+def test_a_crash_is_followed_by_a_new_start_and_a_crash_loop_ends(fleet, twin, until, house, spec):
     fleet.add(spec)
     fleet.command("a-1", CommandName.START, actor="ada")
     until(S.RUNNING)
@@ -177,7 +92,7 @@ def test_what_cannot_be_started_is_an_error_at_once_and_says_why(fleet, twin, un
     assert [command for _, command in twin.calls] == ["agent_start"]
 
 
-def test_an_agent_that_is_not_ready_in_time_is_killed_and_tried_again(fleet, twin, until, house, spec):  # noqa: F811 - the fixture
+def test_an_agent_that_is_not_ready_in_time_is_killed_and_tried_again(fleet, twin, until, house, spec):
     twin.deaf = {"ready"}
     fleet.add(spec)
     fleet.command("a-1", CommandName.START, actor="ada")
@@ -187,7 +102,7 @@ def test_an_agent_that_is_not_ready_in_time_is_killed_and_tried_again(fleet, twi
     until(S.RUNNING)
 
 
-def test_without_an_agent_host_a_start_says_what_is_missing(fleet, house, settings, until, spec, twin):  # noqa: F811 - the fixture
+def test_without_an_agent_host_a_start_says_what_is_missing(fleet, house, settings, until, spec, twin):
     lonely = settings.model_copy(update={"fleet_queue": "elsewhere"})
     supervision._PLACE[:] = [Place(fleet, twin, lonely)]
     fleet.add(spec)
@@ -217,7 +132,7 @@ def test_a_host_that_does_not_answer_fails_the_command_and_leaves_the_state(flee
 
 
 @pytest.mark.req("S2-22")
-def test_a_removed_agent_and_its_supervisor_are_gone(fleet, twin, until, house, spec):  # noqa: F811 - the fixture
+def test_a_removed_agent_and_its_supervisor_are_gone(fleet, twin, until, house, spec):
     fleet.add(spec)
     fleet.command("a-1", CommandName.START, actor="ada")
     until(S.RUNNING)
@@ -228,7 +143,7 @@ def test_a_removed_agent_and_its_supervisor_are_gone(fleet, twin, until, house, 
 
 @pytest.mark.req("S1-15")
 @pytest.mark.req("S1-17")
-def test_a_service_that_came_by_itself_gets_a_worker_and_another_one_when_that_is_gone(fleet, twin, house):  # noqa: F811 - the fixture
+def test_a_service_that_came_by_itself_gets_a_worker_and_another_one_when_that_is_gone(fleet, twin, house):
     fleet.register_service("planner", "http://127.0.0.1:8100")
     house.until(lambda: fleet.get("planner").node)
     with house.store.transaction() as tx:
@@ -241,7 +156,7 @@ def test_a_service_that_came_by_itself_gets_a_worker_and_another_one_when_that_i
 
 
 @pytest.mark.req("DC-18")
-def test_agents_that_went_with_their_host_come_back_with_the_next_one_as_they_were_wanted(fleet, twin, until, house, spec):  # noqa: F811 - the fixture
+def test_agents_that_went_with_their_host_come_back_with_the_next_one_as_they_were_wanted(fleet, twin, until, house, spec):
     fleet.add(spec)
     fleet.command("a-1", CommandName.START, actor="ada")
     until(S.RUNNING)
@@ -254,7 +169,7 @@ def test_agents_that_went_with_their_host_come_back_with_the_next_one_as_they_we
     assert until(S.PAUSED).desired == "paused"
 
 
-def test_agents_that_no_host_could_start_are_started_when_there_is_one(fleet, house, settings, until, spec, twin):  # noqa: F811 - the fixture
+def test_agents_that_no_host_could_start_are_started_when_there_is_one(fleet, house, settings, until, spec, twin):
     supervision._PLACE[:] = [Place(fleet, twin, settings.model_copy(update={"fleet_queue": "elsewhere"}))]
     fleet.add(spec)
     fleet.command("a-1", CommandName.START, actor="ada")
