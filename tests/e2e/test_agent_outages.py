@@ -12,7 +12,8 @@ from orchestrator.clock import SYSTEM
 from orchestrator.servers import Valkey
 from tests.conftest import command
 from tests.e2e.agent_site import AgentSite
-from tests.e2e.processes import broker_of, site, wait_until
+from tests.e2e.processes import broker_of, redis_of, site, wait_until
+from tests.fleet_laws import check_fleet_laws
 
 OUTAGE_S = 4.0
 
@@ -49,6 +50,7 @@ def test_an_agent_outlives_an_outage_of_the_database_with_the_results_of_what_it
         place.order(worker, "heartbeat")
         wait_until(lambda: len(place.fleet.heartbeats("n-1")) > before, "its heart beats again")
         assert worker.alive
+        check_fleet_laws(place.store)
 
 
 @pytest.mark.req("S3-02")
@@ -67,6 +69,27 @@ def test_an_agent_outlives_an_outage_of_the_broker_and_does_nothing_twice(open_h
         assert place.do("n-1", work_type="note").status == "success"
         assert len(place.notes("done")) == 3
         assert worker.alive
+        check_fleet_laws(place.store)
+
+
+@pytest.mark.req("S3-02")
+def test_a_wiped_broker_costs_no_work_and_an_agent_hears_remote_control_as_before(valkey, database_url: str, tmp_path: Path):
+    with site(AgentSite, tmp_path, database_url, broker_of(valkey)) as place:
+        worker = place.agent("n-1", "noting")
+        asked = [place.ask("n-1", work_type="gate", gate="g")]
+        place.await_begun(asked[0])
+        asked += [place.ask("n-1", work_type="note") for _ in range(5)] + [
+            place.ask(agent_type="noting", work_type="note") for _ in range(5)
+        ]
+        redis_of(place.broker_url).flushdb()
+        answered(lambda: place.order(worker, "status", 1.0))
+        place.open_gate("g")
+        assert {place.result(request_id).status for request_id in asked} == {"success"}
+        assert len(place.notes("done")) == len(asked), "nothing was done twice"
+        redis_of(place.broker_url).flushdb()
+        assert place.do("n-1", work_type="note").status == "success"
+        assert worker.alive
+        check_fleet_laws(place.store)
 
 
 def answered(ask: Callable[[], object]) -> None:

@@ -20,6 +20,7 @@ from schemas.messages import CommandName, ErrorCode
 from tests.agents.test_shell import left
 from tests.e2e.agent_site import AgentSite
 from tests.e2e.processes import ROOT, broker_of, site, wait_until
+from tests.fleet_laws import check_fleet_laws
 
 RECOVERED_MAX_S = 13.0  # a lease of 3 s, and 10
 
@@ -58,6 +59,7 @@ def test_a_work_for_an_agent_that_is_killed_is_done_when_it_comes_back(place: Ag
     place.open_gate("g")
     assert place.result(request_id).status == "success"
     assert len(place.notes("done", request_id)) == 1
+    check_fleet_laws(place.store)
 
 
 @pytest.mark.req("S3-15", "DC-14")
@@ -194,6 +196,7 @@ def test_of_200_works_asked_for_while_an_agent_is_stopped_each_has_a_result_or_w
     assert set(refused) == {ErrorCode.AGENT_STOPPING}
     place.order(worker, "drain")
     assert {number: place.result(outcome).output for number, outcome in accepted.items()} == {number: {"n": number} for number in accepted}
+    check_fleet_laws(place.store)
     print(f"{len(accepted)} accepted, {len(refused)} refused")
 
 
@@ -217,6 +220,7 @@ def test_an_agent_that_restarts_finishes_its_work_and_becomes_its_own_successor(
     assert (after.started_at or 0) > (before.started_at or 0)
     assert Path(f"/proc/{worker.process.pid}/cmdline").read_bytes() == arguments
     assert place.do("n-1", work_type="note").status == "success"
+    check_fleet_laws(place.store)
 
 
 @pytest.mark.req("S1-46")
