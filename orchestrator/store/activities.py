@@ -28,12 +28,12 @@ WITH picked AS (
     WHERE state = 'queued' AND queue = :queue AND NOT task AND due_at <= {{now}} AND {{in type :types}}
     ORDER BY priority DESC, due_at LIMIT :batch_max {{skip_locked}}
 )
-UPDATE activities SET {_STARTED} FROM picked WHERE activities.run_id = picked.picked_run AND activities.seq = picked.picked_seq
+UPDATE activities SET {_STARTED} FROM picked WHERE {{at activities.run_id picked.picked_run}} AND activities.seq = picked.picked_seq
 RETURNING {_QUALIFIED}, activities.priority
 """  # noqa: S608 - columns of our own
 _START = f"""
 UPDATE activities SET {_STARTED}
-WHERE run_id = :run_id AND seq = :seq AND attempt = :attempt AND state = 'queued' RETURNING {ACTIVITY_COLUMNS}
+WHERE run_id = :run_id AND seq = :seq AND attempt = :attempt AND {{unindexed state}} = 'queued' RETURNING {ACTIVITY_COLUMNS}
 """  # noqa: S608 - columns of our own
 _GET = f"SELECT {ACTIVITY_COLUMNS} FROM activities WHERE run_id = :run_id AND seq = :seq AND attempt = :attempt"  # noqa: S608 - columns of our own
 _EXPIRED = f"""
@@ -45,44 +45,40 @@ WITH picked AS (
     WHERE state = 'queued' AND task AND due_at <= {{now}} ORDER BY due_at LIMIT :batch_max {{skip_locked}}
 )
 UPDATE activities SET due_at = {{now}} + {{least}}(:backoff_max_s, :backoff_s * (1 << {{least}}(publishes, 10))), publishes = publishes + 1
-FROM picked WHERE activities.run_id = picked.picked_run AND activities.seq = picked.picked_seq
+FROM picked WHERE {{at activities.run_id picked.picked_run}} AND activities.seq = picked.picked_seq
 RETURNING {_QUALIFIED}
 """  # noqa: S608 - columns of our own
 
 _SETTLED_ARRIVALS = """
 INSERT INTO inbox (run_id, kind, event)
 SELECT v.run_id, v.kind, v.event FROM {rows position:int, run_id:text, seq:int, attempt:int, kind:text, event:text}
-JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt AND NOT a.detached
+JOIN activities a ON {at a.run_id v.run_id} AND a.seq = v.seq AND a.attempt = v.attempt AND NOT a.detached
 ORDER BY v.position
 """
 _SETTLED_WAKE = """
 UPDATE runs SET ready_at = CASE WHEN ready THEN {least}(ready_at, {now}) ELSE {now} END, ready = true
-WHERE status = 'running' AND run_id IN (
-    SELECT a.run_id FROM {rows run_id:text, seq:int, attempt:int}
-    JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt AND NOT a.detached)
+FROM {rows run_id:text, seq:int, attempt:int}
+JOIN activities a ON {at a.run_id v.run_id} AND a.seq = v.seq AND a.attempt = v.attempt AND NOT a.detached
+WHERE {at runs.run_id v.run_id} AND {unindexed runs.status} = 'running'
 """
 _SETTLED_GONE = """
-DELETE FROM activities
-WHERE (run_id, seq) IN (SELECT a.run_id, a.seq FROM {rows run_id:text, seq:int, attempt:int}
-                        JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt)
-RETURNING run_id, seq, run_queue, queue, scheduled, detached
+DELETE FROM {keyed activities run_id:text, seq:int, attempt:int}
+RETURNING activities.run_id, activities.seq, activities.run_queue, activities.queue, activities.scheduled, activities.detached
 """
 _DETACHED_GONE = """
-DELETE FROM activities
-WHERE (run_id, seq) IN (SELECT a.run_id, a.seq FROM {rows run_id:text, seq:int, attempt:int}
-                        JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt AND a.detached)
-RETURNING run_id, seq
+DELETE FROM {keyed activities run_id:text, seq:int, attempt:int} AND activities.detached
+RETURNING activities.run_id, activities.seq
 """
 _CANCEL_REQUESTED = """
 SELECT a.run_id, a.seq FROM {rows run_id:text, seq:int, attempt:int}
-JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt WHERE a.cancel_requested AND NOT a.detached
+JOIN activities a ON {at a.run_id v.run_id} AND a.seq = v.seq AND a.attempt = v.attempt WHERE a.cancel_requested AND NOT a.detached
 """
 _TRY_AGAIN = """
 UPDATE activities SET attempt = activities.attempt + 1, state = 'queued', due_at = v.due_at, worker = NULL, started_at = NULL, publishes = 0,
     last_failure = v.failure, losses = CASE WHEN v.losses > activities.losses THEN v.losses ELSE activities.losses END,
     deadline_at = nullif({least}(coalesce(v.due_at + schedule_to_start_s, 1e18), coalesce(close_by, 1e18)), 1e18)
 FROM {rows run_id:text, seq:int, attempt:int, due_at:float, failure:text, losses:int}
-WHERE activities.run_id = v.run_id AND activities.seq = v.seq AND activities.attempt = v.attempt AND NOT activities.detached
+WHERE {at activities.run_id v.run_id} AND activities.seq = v.seq AND activities.attempt = v.attempt AND NOT activities.detached
 RETURNING activities.run_id, activities.seq, activities.queue, activities.task
 """
 _DEAD_LETTERS = """
@@ -94,15 +90,15 @@ _BEAT = """
 UPDATE activities SET heartbeat_at = {now}, heartbeat_details = v.details,
     deadline_at = nullif({least}(coalesce(started_at + start_to_close_s, 1e18), coalesce(close_by, 1e18), coalesce({now} + heartbeat_s, 1e18)), 1e18)
 FROM {rows run_id:text, seq:int, attempt:int, details:text}
-WHERE activities.run_id = v.run_id AND activities.seq = v.seq AND activities.attempt = v.attempt AND activities.state = 'started'
+WHERE {at activities.run_id v.run_id} AND activities.seq = v.seq AND activities.attempt = v.attempt AND activities.state = 'started'
 """
 # A row that somebody holds is about to change anyway: its beat is skipped, so that beats never wait in an order of their own.
 _BEAT_FREE = """
-SELECT a.run_id, a.seq FROM {rows run_id:text, seq:int} JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq
+SELECT a.run_id, a.seq FROM {rows run_id:text, seq:int} JOIN activities a ON {at a.run_id v.run_id} AND a.seq = v.seq
 """
 _BEAT_ANSWERS = """
 SELECT a.run_id, a.seq, a.attempt, a.cancel_requested FROM {rows run_id:text, seq:int, attempt:int}
-JOIN activities a ON a.run_id = v.run_id AND a.seq = v.seq AND a.attempt = v.attempt AND a.state = 'started'
+JOIN activities a ON {at a.run_id v.run_id} AND a.seq = v.seq AND a.attempt = v.attempt AND a.state = 'started'
 """
 
 

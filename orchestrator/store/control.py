@@ -28,7 +28,7 @@ WHERE answered_at IS NULL AND {{in queue :queues}} AND {{in type :types}} ORDER 
 """  # noqa: S608 - columns of our own
 _ANSWER = """
 UPDATE queries SET answer = v.answer, failure = v.failure, answered_at = {now} FROM {rows id:text, answer:text, failure:text}
-WHERE queries.id = v.id AND queries.answered_at IS NULL RETURNING queries.id
+WHERE {at queries.id v.id} AND queries.answered_at IS NULL RETURNING queries.id
 """
 _ANSWERED = f"SELECT {QUESTION_COLUMNS} FROM queries WHERE {{in id :ids}} AND answered_at IS NOT NULL"  # noqa: S608 - columns of our own
 _PRUNE_QUESTIONS = "DELETE FROM queries WHERE asked_at <= {now} - :older_than_s RETURNING id"

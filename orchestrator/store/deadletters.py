@@ -28,7 +28,7 @@ SELECT v.run_id, v.seq, v.attempt, 'queued', v.task, v.type, v.queue, v.priority
        v.schedule_to_start_s, v.start_to_close_s, {now} + v.schedule_to_close_s, v.heartbeat_s, NULL, 0, 0, false, false
 FROM {rows run_id:text, seq:int, attempt:int, task:bool, type:text, queue:text, priority:int, scheduled:text, schedule_to_start_s:float,
            start_to_close_s:float, schedule_to_close_s:float, heartbeat_s:float}
-JOIN runs r ON r.run_id = v.run_id
+JOIN runs r ON {at r.run_id v.run_id}
 WHERE true ON CONFLICT DO NOTHING
 """
 _DISOWN = """

@@ -14,9 +14,8 @@ ORDER BY fire_at LIMIT :batch_max
 """
 # Asked again under the locks of the runs: a turn may have stopped the timer, or another beat may have fired it.
 _TAKE = """
-DELETE FROM timers
-WHERE (run_id, kind, seq) IN (SELECT v.run_id, v.kind, v.seq FROM {rows run_id:text, kind:text, seq:int}) AND fire_at <= {now}
-RETURNING run_id, kind, seq, fire_at
+DELETE FROM {keyed timers run_id:text, kind:text, seq:int} AND {unindexed fire_at} <= {now}
+RETURNING timers.run_id, timers.kind, timers.seq, timers.fire_at
 """
 _QUEUES = "SELECT DISTINCT queue FROM runs WHERE {in run_id :run_ids} AND status = 'running'"
 _STARTED = "SELECT run_id, started_at FROM runs WHERE {in run_id :run_ids}"

@@ -35,8 +35,8 @@ LOCK_ROUNDS_MAX = 20  # how often the recipient of a message may continue as new
 _OPEN = "SELECT workflow_id, run_id, first_run_id FROM runs WHERE {in workflow_id :workflow_ids} AND status = 'running'"
 _CHILDREN = """
 SELECT c.run_id, c.seq, r.run_id FROM {rows run_id:text, seq:int}
-JOIN child_workflows c ON c.run_id = v.run_id AND c.seq = v.seq
-JOIN runs r ON r.workflow_id = c.workflow_id AND r.first_run_id = c.first_run_id AND r.status = 'running'
+JOIN child_workflows c ON {at c.run_id v.run_id} AND c.seq = v.seq
+JOIN runs r ON {at r.workflow_id c.workflow_id} AND r.first_run_id = c.first_run_id AND {unindexed r.status} = 'running'
 """
 _ORPHANS = """
 SELECT c.run_id, c.seq, c.workflow_id, c.first_run_id, c.parent_close, p.workflow_id
@@ -44,7 +44,7 @@ FROM child_workflows c LEFT JOIN runs p ON p.run_id = c.run_id
 WHERE c.orphaned_at IS NOT NULL ORDER BY c.orphaned_at, c.run_id, c.seq LIMIT :batch_max
 """
 _FORGET = """
-DELETE FROM child_workflows WHERE (run_id, seq) IN (SELECT v.run_id, v.seq FROM {rows run_id:text, seq:int})
+DELETE FROM {keyed child_workflows run_id:text, seq:int}
 """
 
 Key = tuple[str, int]  # who asks, and the number of what is asked for

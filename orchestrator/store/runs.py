@@ -44,7 +44,7 @@ ON CONFLICT DO NOTHING
 _INSERT_ARRIVALS = """
 INSERT INTO inbox (run_id, kind, event, dedup)
 SELECT v.run_id, v.kind, v.event, v.dedup FROM {rows position:int, run_id:text, kind:text, event:text, dedup:text}
-WHERE EXISTS (SELECT 1 FROM runs r WHERE r.run_id = v.run_id AND r.status = 'running')
+WHERE EXISTS (SELECT 1 FROM runs r WHERE {at r.run_id v.run_id} AND {unindexed r.status} = 'running')
 ORDER BY v.position
 ON CONFLICT DO NOTHING
 """
@@ -54,7 +54,7 @@ SELECT run_id, 'run_timeout', 0, deadline_at FROM runs WHERE {in run_id :run_ids
 """
 _RING_WHEN_READY = """
 INSERT INTO timers (run_id, kind, seq, fire_at)
-SELECT run_id, 'ready', 0, ready_at FROM runs WHERE {in run_id :run_ids} AND status = 'running'
+SELECT run_id, 'ready', 0, ready_at FROM runs WHERE {in run_id :run_ids} AND {unindexed status} = 'running'
 ON CONFLICT (run_id, kind, seq) DO UPDATE SET fire_at = excluded.fire_at
 """
 _LATEST_CLOSED = """
@@ -69,7 +69,7 @@ _EXISTING = "SELECT run_id, status FROM runs WHERE {in run_id :run_ids}"
 _LOCK = "SELECT 1 FROM runs WHERE {in run_id :run_ids} ORDER BY run_id {lock}"
 _WAKE = """
 UPDATE runs SET ready_at = CASE WHEN ready THEN {least}(ready_at, {now}) ELSE {now} END, ready = true
-WHERE {in run_id :run_ids} AND status = 'running' RETURNING run_id, queue
+WHERE {in run_id :run_ids} AND {unindexed status} = 'running' RETURNING run_id, queue
 """
 _DELIVER = """
 WITH woken AS (
@@ -93,7 +93,7 @@ ORDER BY CASE WHEN status = 'running' THEN 0 ELSE 1 END, started_at DESC, run_id
 _CLOSE = """
 UPDATE runs SET status = :status, closed_at = {now}, epoch = epoch + 1, turn = turn + 1, ready = false, owner = NULL, turn_failures = 0,
                 history_events = history_events + 1
-WHERE run_id = :run_id AND status = 'running' RETURNING turn, first_run_id
+WHERE run_id = :run_id AND {unindexed status} = 'running' RETURNING turn, first_run_id
 """
 _CLOSING_TURN = """
 INSERT INTO turns (run_id, turn, at, flags, worker, build, events) VALUES (:run_id, :turn, {now}, :flags, '', '', :events)

@@ -6,6 +6,10 @@ A sentence is SQL with `:name` parameters and a few macros, rendered once per da
 * `{rows a:text, b:int}` a row source `v(a, b)` for `run_rows`, of types text, int, float and bool. Such a sentence must mean the same
   for all rows at once (PostgreSQL, one statement) as for one row after the other (SQLite, one prepared statement run per row:
   measured faster there than unpacking JSON, and floats stay exact, which replay depends on);
+* `{keyed table a:text, b:int}` the rows of a table whose columns of these names have the values of a row source, for a DELETE;
+* `{at column value}` `column = value` with the value of another table: the rows of the column are found by its index, one value after the
+  other. A plain `=` lets PostgreSQL read the whole table first and compare each of its rows with each value, which it takes to be as cheap
+  for a table that was empty when it was vacuumed last. `{unindexed column}` is for a condition by which nothing shall be looked for;
 * `{in column :list}` membership in a list parameter; `{least}` the smallest of its arguments, none of them NULL;
 * `{begins column :first :beyond}` text from `first` up to, but not with, `beyond`, character by character in any locale;
 * `{skip_locked}`, `{lock}` row locks, nothing on SQLite where the one writer has the whole file;
@@ -352,7 +356,7 @@ def _listed(value: Any) -> Any:  # noqa: ANN401 - what a driver can bind
 def render(dialect: str, sentence: str, *, one_row: bool = False) -> Rendered:
     """Replace macros and parameters; the sentence itself stays as it is written."""
     postgres = dialect == "postgresql"
-    source = re.search(r"\{rows ([^}]*)\}", sentence)
+    source = re.search(r"\{(?:rows|keyed \w+) ([^}]*)\}", sentence)
     columns = [tuple(column.strip().split(":")) for column in source[1].split(",")] if source else []
     names: list[str] = []
 
@@ -371,6 +375,13 @@ def render(dialect: str, sentence: str, *, one_row: bool = False) -> Rendered:
                 return "extract(epoch from statement_timestamp())::float8" if postgres else "db_now()"
             case "rows":
                 return _row_source(columns, postgres=postgres, one_row=one_row)
+            case "keyed":
+                return _keyed(argument.partition(" ")[0], columns, postgres=postgres, one_row=one_row)
+            case "at":
+                column, value = argument.split(" ")
+                return _found(column, value) if postgres else f"{column} = {value}"
+            case "unindexed":
+                return f"greatest({argument})" if postgres else f"+{argument}"  # of one: itself, but no index is on it
             case "in":
                 column, parameter_name = argument.split(" :")
                 value = parameter(parameter_name)
@@ -414,6 +425,20 @@ def _row_source(columns: Sequence[tuple[str, ...]], *, postgres: bool, one_row: 
     else:
         values = (f"CAST(?{position} AS {_CASTS[kind]}) AS {name}" for position, (name, kind) in enumerate(columns, 1))
     return f"(SELECT {', '.join(values)}) AS v"
+
+
+def _keyed(table: str, columns: Sequence[tuple[str, ...]], *, postgres: bool, one_row: bool) -> str:
+    if not postgres:
+        keys = [f"{name} = CAST(?{position} AS {_CASTS[kind]})" for position, (name, kind) in enumerate(columns, 1)]
+        return f"{table} WHERE {' AND '.join(keys)}"
+    (first, _), *others = columns
+    keys = [_found(f"{table}.{first}", f"v.{first}"), *(f"{table}.{name} = v.{name}" for name, _ in others)]
+    return f"{table} USING {_row_source(columns, postgres=True, one_row=one_row)} WHERE {' AND '.join(keys)}"
+
+
+def _found(column: str, value: str) -> str:
+    # An index serves this, and a merge join, for which PostgreSQL would consider to read all of the index, does not.
+    return f"{column} = ANY(ARRAY[{value}])"
 
 
 def _elements(array_text: str) -> str:

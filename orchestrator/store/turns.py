@@ -21,7 +21,7 @@ WITH picked AS (
     WHERE ready AND queue = :queue AND ready_at <= {now} AND owner IS NULL AND {in type :types}
     ORDER BY priority DESC, ready_at LIMIT :batch_max {skip_locked}
 )
-UPDATE runs SET epoch = epoch + 1, ready = false, owner = :worker FROM picked WHERE runs.run_id = picked.picked_run
+UPDATE runs SET epoch = epoch + 1, ready = false, owner = :worker FROM picked WHERE {at runs.run_id picked.picked_run}
 RETURNING runs.run_id, runs.epoch, runs.turn, runs.queue, runs.type, runs.turn_failures, runs.priority, runs.ready_at
 """
 _INBOX = """
@@ -32,7 +32,7 @@ WHERE place <= :most ORDER BY run_id, id
 """
 _LOAD = """
 SELECT t.run_id, t.turn, t.at, t.flags, t.worker, t.build, t.events FROM {rows run_id:text, after_turn:int}
-JOIN turns t ON t.run_id = v.run_id AND t.turn > v.after_turn ORDER BY t.run_id, t.turn
+JOIN turns t ON {at t.run_id v.run_id} AND t.turn > v.after_turn ORDER BY v.run_id, t.turn
 """
 _ADVANCE = """
 UPDATE runs SET turn = v.turn, status = v.status, owner = NULL, turn_failures = 0, history_events = history_events + v.events,
@@ -40,19 +40,16 @@ UPDATE runs SET turn = v.turn, status = v.status, owner = NULL, turn_failures = 
     ready = CASE WHEN v.status = 'running' THEN ready OR v.more ELSE false END,
     closed_at = CASE WHEN v.status = 'running' THEN NULL ELSE {now} END
 FROM {rows run_id:text, epoch:int, turn:int, status:text, more:bool, events:int}
-WHERE runs.run_id = v.run_id AND runs.epoch = v.epoch AND runs.turn = v.turn - 1 AND runs.status = 'running'
+WHERE {at runs.run_id v.run_id} AND runs.epoch = v.epoch AND runs.turn = v.turn - 1 AND {unindexed runs.status} = 'running'
   AND (v.status = 'running' OR NOT runs.ready)
 RETURNING runs.run_id
 """
 _SETTLE_EAGER = """
-DELETE FROM activities
-WHERE (run_id, seq, attempt) IN (SELECT v.run_id, v.seq, v.attempt FROM {rows run_id:text, seq:int, attempt:int})
-  AND state = 'started' AND worker = :worker
-RETURNING run_id, seq
+DELETE FROM {keyed activities run_id:text, seq:int, attempt:int} AND state = 'started' AND {unindexed worker} = :worker
+RETURNING activities.run_id, activities.seq
 """
 _FIRE = """
-DELETE FROM timers WHERE (run_id, kind, seq) IN (SELECT v.run_id, v.kind, v.seq FROM {rows run_id:text, kind:text, seq:int}) AND fire_at <= {now}
-RETURNING run_id, seq
+DELETE FROM {keyed timers run_id:text, kind:text, seq:int} AND {unindexed fire_at} <= {now} RETURNING timers.run_id, timers.seq
 """
 _APPEND = """
 INSERT INTO turns (run_id, turn, at, flags, worker, build, events)
@@ -73,7 +70,7 @@ SELECT v.run_id, v.seq, 1, CASE WHEN v.eager THEN 'started' ELSE 'queued' END, v
        0, false, false
 FROM {rows run_id:text, seq:int, eager:bool, task:bool, type:text, queue:text, priority:int, scheduled:text, schedule_to_start_s:float,
            start_to_close_s:float, schedule_to_close_s:float, heartbeat_s:float}
-JOIN runs r ON r.run_id = v.run_id
+JOIN runs r ON {at r.run_id v.run_id}
 WHERE true ON CONFLICT DO NOTHING
 """
 _START_TIMERS = """
@@ -81,7 +78,7 @@ INSERT INTO timers (run_id, kind, seq, fire_at) SELECT v.run_id, 'timer', v.seq,
 WHERE true ON CONFLICT DO NOTHING
 """
 _STOP_TIMERS = """
-DELETE FROM timers WHERE (run_id, kind, seq) IN (SELECT v.run_id, v.kind, v.seq FROM {rows run_id:text, kind:text, seq:int})
+DELETE FROM {keyed timers run_id:text, kind:text, seq:int}
 """
 _CLEAR_TIMERS = """
 DELETE FROM timers WHERE {in run_id :run_ids} AND NOT (kind = 'timer' AND {in run_id || ' ' || cast(seq AS text) :fired})
@@ -90,21 +87,21 @@ _CLEAR_ACTIVITIES = """
 DELETE FROM activities WHERE {in run_id :run_ids} AND NOT {in run_id || ' ' || cast(seq AS text) :settled}
 """
 _CANCEL_QUEUED = """
-DELETE FROM activities WHERE (run_id, seq) IN (SELECT v.run_id, v.seq FROM {rows run_id:text, seq:int}) AND state = 'queued'
-RETURNING run_id, seq, attempt
+DELETE FROM {keyed activities run_id:text, seq:int} AND {unindexed state} = 'queued'
+RETURNING activities.run_id, activities.seq, activities.attempt
 """
 _CANCEL_STARTED = """
 UPDATE activities SET cancel_requested = true, detached = NOT v.wait FROM {rows run_id:text, seq:int, wait:bool}
-WHERE activities.run_id = v.run_id AND activities.seq = v.seq
+WHERE {at activities.run_id v.run_id} AND activities.seq = v.seq
 """
 _GIVE_BACK = """
 UPDATE runs SET owner = NULL, ready_at = CASE WHEN ready THEN ready_at ELSE {now} END, ready = true FROM {rows run_id:text, epoch:int}
-WHERE runs.run_id = v.run_id AND runs.epoch = v.epoch AND runs.status = 'running' AND runs.owner = :worker
+WHERE {at runs.run_id v.run_id} AND runs.epoch = v.epoch AND {unindexed runs.status} = 'running' AND runs.owner = :worker
 """
 _FAIL = """
 UPDATE runs SET turn_failures = turn_failures + 1, ready = true, ready_at = {now} + v.retry_in_s, owner = NULL
 FROM {rows run_id:text, epoch:int, retry_in_s:float}
-WHERE runs.run_id = v.run_id AND runs.epoch = v.epoch AND runs.status = 'running'
+WHERE {at runs.run_id v.run_id} AND runs.epoch = v.epoch AND {unindexed runs.status} = 'running'
 RETURNING runs.run_id
 """
 _STUCK = """
@@ -118,7 +115,7 @@ ON CONFLICT (run_id) DO UPDATE SET search_attributes = excluded.search_attribute
 """
 _RELEASE = """
 UPDATE runs SET owner = NULL FROM {rows run_id:text, epoch:int}
-WHERE runs.run_id = v.run_id AND runs.epoch = v.epoch AND runs.status = 'running'
+WHERE {at runs.run_id v.run_id} AND runs.epoch = v.epoch AND {unindexed runs.status} = 'running'
 """
 
 

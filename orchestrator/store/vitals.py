@@ -16,7 +16,7 @@ _BEAT = """
 INSERT INTO agent_vitals (agent_id, last_heartbeat_at, seq, current_work, metrics, resources, flush_timeouts, flush_overdue)
 SELECT v.agent_id, {now}, v.seq, v.current_work, v.metrics, v.resources, 0, false
 FROM {rows agent_id:text, seq:int, current_work:text, metrics:text, resources:text}
-WHERE EXISTS (SELECT 1 FROM agents a WHERE a.agent_id = v.agent_id)
+WHERE EXISTS (SELECT 1 FROM agents a WHERE {at a.agent_id v.agent_id})
 ON CONFLICT (agent_id) DO UPDATE SET last_heartbeat_at = excluded.last_heartbeat_at, seq = excluded.seq,
     current_work = excluded.current_work, metrics = excluded.metrics, resources = excluded.resources
 """
@@ -36,7 +36,7 @@ WHERE agent_id = :agent_id AND at < :before ORDER BY at DESC LIMIT :limit
 _FLUSH = """
 INSERT INTO agent_vitals (agent_id, seq, current_work, metrics, resources, last_flush_at, flush_timeouts, flush_overdue)
 SELECT v.agent_id, 0, '[]', :nothing, :nothing, {now}, 0, false FROM {rows agent_id:text}
-WHERE EXISTS (SELECT 1 FROM agents a WHERE a.agent_id = v.agent_id)
+WHERE EXISTS (SELECT 1 FROM agents a WHERE {at a.agent_id v.agent_id})
 ON CONFLICT (agent_id) DO UPDATE SET last_flush_at = excluded.last_flush_at
 """
 _SUMMARY = """
@@ -56,7 +56,7 @@ WITH picked AS (
     WHERE NOT flush_overdue AND last_flush_at <= {now} - :timeout_s AND (last_summary_at IS NULL OR last_summary_at < last_flush_at)
       AND agent_id IN (SELECT agent_id FROM agents WHERE status = 'running') ORDER BY agent_id {lock}
 )
-UPDATE agent_vitals SET flush_overdue = true, flush_timeouts = flush_timeouts + 1 FROM picked WHERE agent_vitals.agent_id = picked.late
+UPDATE agent_vitals SET flush_overdue = true, flush_timeouts = flush_timeouts + 1 FROM picked WHERE {at agent_vitals.agent_id picked.late}
 RETURNING agent_vitals.agent_id
 """
 _DUE = """

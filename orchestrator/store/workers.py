@@ -41,14 +41,14 @@ WITH picked AS (
     SELECT run_id AS picked_run FROM runs WHERE owner = :worker_id AND NOT {in run_id :keep} ORDER BY run_id LIMIT :batch_max {lock}
 )
 UPDATE runs SET owner = NULL, epoch = epoch + 1, ready_at = CASE WHEN ready THEN {least}(ready_at, {now}) ELSE {now} END, ready = true
-FROM picked WHERE runs.run_id = picked.picked_run RETURNING runs.queue
+FROM picked WHERE {at runs.run_id picked.picked_run} RETURNING runs.queue
 """
 _RETRY_STUCK = """
 WITH picked AS (
     SELECT run_id AS picked_run FROM runs
     WHERE turn_failures > 0 AND {in queue :queues} AND status = 'running' AND owner IS NULL ORDER BY run_id {lock}
 )
-UPDATE runs SET ready = true, ready_at = {least}(ready_at, {now}) FROM picked WHERE runs.run_id = picked.picked_run RETURNING runs.run_id
+UPDATE runs SET ready = true, ready_at = {least}(ready_at, {now}) FROM picked WHERE {at runs.run_id picked.picked_run} RETURNING runs.run_id
 """
 
 

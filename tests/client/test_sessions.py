@@ -18,6 +18,8 @@ def engine(database_url, store):
     with made.begin() as connection:
         connection.execute(sqlalchemy.text("CREATE TABLE shop_orders (name TEXT)"))
     yield made
+    with made.begin() as connection:
+        connection.execute(sqlalchemy.text("DROP TABLE shop_orders"))
     made.dispose()
 
 

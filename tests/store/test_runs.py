@@ -215,7 +215,9 @@ def test_a_start_joins_the_callers_own_transaction(desk, store, database_url):
         runs.start(store.joined(connection), [desk.new("dropped")])
         connection.exec_driver_sql("INSERT INTO orders VALUES ('dropped')")
         connection.rollback()
-    engine.dispose()
 
     assert desk.rows("SELECT id FROM orders") == [("kept",)]
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE orders")  # the database serves other tests
+    engine.dispose()
     assert [run.workflow_id for run in desk.ask(listing.list_runs, RunFilter()).runs] == ["kept"]
