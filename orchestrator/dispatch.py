@@ -32,6 +32,10 @@ DOORBELL = "orchestrator.doorbell"
 AGENT_QUEUES = ("work.", "agent.")  # how the names of the queues of agents begin
 DEAD_LETTERS = "orchestrator.dead_letter"
 HEADER = "orchestrator"  # message header of an activity: run id, number, attempt
+RING_PAUSE = (
+    4.0  # after a message for a queue, this many times as long as it took without another: ringing takes at most a fifth of a core,
+)
+RING_PAUSE_MAX_S = 0.02  # and a ring that comes meanwhile waits no longer than this
 FLUSH_MAX_S = 5.0  # how long a process waits at its end for rings that are on their way
 
 
@@ -97,7 +101,8 @@ def celery_for(settings: Settings, name: str = "orchestrator") -> Celery:
 class CeleryBroker:
     """Rings and sends through a Celery application, from a thread of its own: a slow broker must not hold up a commit.
 
-    Rings for one queue within `window_s` are one message, and so are those that may wait. Safe after fork.
+    Rings for one queue within `window_s` are one message, and so are those that may wait; the longer the broker takes for a message, the
+    longer rings wait for the next one. Safe after fork.
     """
 
     def __init__(self, app: Celery, *, window_s: float, clock: Clock = SYSTEM) -> None:
@@ -154,6 +159,7 @@ class CeleryBroker:
         self._changed = threading.Condition()
         self._rings: dict[str, None] = {}  # in order of arrival
         self._later: dict[str, float] = {}  # on the monotonic clock
+        self._quiet_until = 0.0  # likewise: rings wait until then
         self._tasks: list[PendingActivity] = []
         self._busy = False
         self._complained = False
@@ -172,26 +178,29 @@ class CeleryBroker:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not (self._rings or self._tasks):
+                while not (self._tasks or (self._rings and self._clock.monotonic() >= self._quiet_until)):
                     self._ripen()
                 rings, tasks = list(self._rings), self._tasks
                 self._rings, self._tasks, self._busy = {}, [], True
                 for queue in rings:
                     self._later.pop(queue, None)  # this message tells of it as well
+            began = self._clock.monotonic()
             self._deliver(rings, tasks)
+            ended = self._clock.monotonic()
+            if self._window_s and rings:
+                self._quiet_until = ended + max(self._window_s, min(RING_PAUSE * (ended - began), RING_PAUSE_MAX_S))
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-            if self._window_s:
-                self._clock.sleep(self._window_s)
 
     def _ripen(self) -> None:
         """Under the lock: wait for something to do, or for the time of what was to be rung later."""
         now = self._clock.monotonic()
         ripe = [queue for queue, at in self._later.items() if at <= now]
         self._rings.update(dict.fromkeys(ripe))
+        moments = [*self._later.values(), *([self._quiet_until] if self._rings else ())]
         if not ripe:
-            self._changed.wait(min(self._later.values()) - now if self._later else None)
+            self._changed.wait(min(moments) - now if moments else None)
 
     def _deliver(self, rings: Sequence[str], tasks: Sequence[PendingActivity]) -> None:
         try:
