@@ -1,6 +1,6 @@
 """`python -m benchmarks`: take the peers through the workloads round by round, then tell the ratios; law: whatever was started is ended.
 
-* `python -m benchmarks`: all workloads, ours, DBOS, Celery and, if its server is there, Restate, 5 rounds; writes benchmarks/RESULTS.md
+* `python -m benchmarks`: all workloads, ours (on SQLite and with sent activities as well), DBOS, Celery and, if its server is there, Restate, 5 rounds; writes benchmarks/RESULTS.md
 * `python -m benchmarks W1 W2 --peers ours,dbos`: a part of it
 * `python -m benchmarks --quick`: small sizes, one round, nothing written: does it still run?
 """
@@ -27,7 +27,7 @@ from benchmarks.workloads import Sample, Workload, measure
 from orchestrator.errors import ServerUnavailable
 
 WORKLOADS = {module.WORKLOAD.name: module.WORKLOAD for module in (w1, w2, w3, w4, w5, w6, w7)}
-DEFAULT_PEERS = "ours,ours-single,dbos,celery" + (",restate" if restate_server() else "")
+DEFAULT_PEERS = "ours,ours-single,ours-sqlite,ours-sent,dbos,celery" + (",restate" if restate_server() else "")
 ROUNDS = 5
 ROUNDS_MAX = 50
 FOLDER = Path(__file__).parent

@@ -72,7 +72,7 @@ class Pool:
 
     @contextmanager
     def killing(self, wanted: Callable[[], bool], look: Callable[[int], None]) -> Iterator[list[float]]:
-        """During the block, as soon as it is `wanted`, kill the first process with all its children, `look` and start it again; gives when that was."""
+        """During the block, as soon as it is `wanted`, `look` at the first process, kill it with all its children and start it again; gives when that was."""
         killed: list[float] = []
         over, done = threading.Event(), threading.Event()
 
@@ -82,10 +82,11 @@ class Pool:
                     done.set()
                     return
             victim = self.processes.pop(0)  # first of all: nobody must take it for one that has ended by itself
+            os.killpg(victim.pid, signal.SIGSTOP)  # while we look it begins nothing, and nobody has taken its work yet
+            look(victim.pid)
             os.killpg(victim.pid, signal.SIGKILL)
             killed.append(time.perf_counter())
             victim.wait()
-            look(victim.pid)
             argv, variables, _ = self._spawned.pop(0)
             self.spawn(argv, variables)
             done.set()

@@ -72,8 +72,8 @@ class Results:
     def noise(self) -> str:
         """How quiet the machine was."""
         shares = [sample.foreign for sample in self.samples]
-        loud = sum(share > FOREIGN_MAX for share in shares)
-        tail = f"; {loud} of {len(shares)} measurements had more than {FOREIGN_MAX:.0%} and are suspect" if loud else ""
+        loud = [f"{one.workload} {one.peer} round {one.round} ({one.foreign:.0%})" for one in self.samples if one.foreign > FOREIGN_MAX]
+        tail = f"; of {len(shares)} measurements these had more than {FOREIGN_MAX:.0%} and are suspect: {', '.join(loud)}" if loud else ""
         return f"other programs used {statistics.median(shares):.0%} of the CPU (at most {max(shares):.0%}){tail}"
 
     def of(self, workload: str, peer: str) -> list[Sample]:

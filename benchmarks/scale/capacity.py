@@ -149,5 +149,5 @@ def _flush_s(folder: Path) -> float:
 
 
 PROBE = Probe(
-    "capacity", "steps per second of one to four worker processes, so many workflows, and the model", full=2_000, quick=100, run=run
+    "capacity", "steps per second of one to four worker processes, so many workflows, and the model", full=8_000, quick=100, run=run
 )
