@@ -92,8 +92,10 @@ def measure(seat: Seat, workload: Workload, size: Size, *, number: int) -> Sampl
         expected = (size.workflows, steps if workload.leaves_marks else done[1])
         if done != expected:
             raise PeerFailed(f"{driver.name} recorded {done} workflows and steps of {workload.name}, expected {expected}.")
-    foreign = min(1.0, max(0.0, (machine_s - cpu_s) / (wall_s * (psutil.cpu_count() or 1))))
-    cpu_ms = None if workload.kills else cpu_s / steps * 1000
+    if workload.kills:  # the CPU time of who was killed is gone with them
+        foreign, cpu_ms = 0.0, None
+    else:
+        foreign, cpu_ms = min(1.0, max(0.0, (machine_s - cpu_s) / (wall_s * (psutil.cpu_count() or 1)))), cpu_s / steps * 1000
     return Sample(driver.name, workload.name, number, measured.value, measured.p99, cpu_ms, steps, executed, measured.in_flight, foreign)
 
 

@@ -379,7 +379,7 @@ def render(dialect: str, sentence: str, *, one_row: bool = False) -> Rendered:
                 return _keyed(argument.partition(" ")[0], columns, postgres=postgres, one_row=one_row)
             case "at":
                 column, value = argument.split(" ")
-                return _found(column, value) if postgres else f"{column} = {value}"
+                return _found(column, value) if postgres and not one_row else f"{column} = {value}"
             case "unindexed":
                 return f"greatest({argument})" if postgres else f"+{argument}"  # of one: itself, but no index is on it
             case "in":
@@ -431,8 +431,9 @@ def _keyed(table: str, columns: Sequence[tuple[str, ...]], *, postgres: bool, on
     if not postgres:
         keys = [f"{name} = CAST(?{position} AS {_CASTS[kind]})" for position, (name, kind) in enumerate(columns, 1)]
         return f"{table} WHERE {' AND '.join(keys)}"
-    (first, _), *others = columns
-    keys = [_found(f"{table}.{first}", f"v.{first}"), *(f"{table}.{name} = v.{name}" for name, _ in others)]
+    keys = [f"{table}.{name} = v.{name}" for name, _ in columns]
+    if not one_row:
+        keys[0] = _found(f"{table}.{columns[0][0]}", f"v.{columns[0][0]}")
     return f"{table} USING {_row_source(columns, postgres=True, one_row=one_row)} WHERE {' AND '.join(keys)}"
 
 
