@@ -83,7 +83,12 @@ def deliver_together(connection: Connection, spoken: Sequence[Spoken]) -> Sequen
         told = [_told(one, found[one.target], queues) for one in spoken]
         return told, {queues[target.run_id] for target in reached if target.run_id in queues}
 
-    told, queues = connection.write(act, purpose="client.signals")
+    def quickly(tx: Transaction) -> tuple[list[Exception | None], set[str]]:
+        queue, _ = spoken[0].handle.deliver_quickly(tx, [(one.arrival, one.request_id) for one in spoken], hint=False)
+        return [None] * len(spoken), {queue}
+
+    alike = connection.store().dialect == "postgresql" and len({one.target for one in spoken}) == 1
+    told, queues = connection.write(act, purpose="client.signals", quick=quickly if alike else None)
     connection.ring(queues)
     return told
 
@@ -337,10 +342,14 @@ class WorkflowHandle(Generic[R]):
             return target.queue
 
         def quickly(tx: Transaction, *, hint: bool) -> tuple[str, bool]:
-            return runs.deliver_plain(tx, self._id, self._latest, arrival, request_id, hint=hint)
+            return self.deliver_quickly(tx, [(arrival, request_id)], hint=hint)
 
         postgres = self._connection.store().dialect == "postgresql"
         self._write_and_ring(act, purpose=f"client.{arrival.kind}", quick=quickly if postgres else None)
+
+    def deliver_quickly(self, tx: Transaction, items: Sequence[tuple[Arrival, str]], *, hint: bool) -> tuple[str, bool]:
+        """Write arrivals by a single transaction on PostgreSQL; see `runs.deliver_plain`."""
+        return runs.deliver_plain(tx, self._id, self._latest, items, hint=hint)
 
     def _write_and_ring(self, act: Callable[[Transaction], str], *, purpose: str, quick: Quick | None = None) -> None:
         """Commit what `act` writes and tell workers of the queue that it returns."""

@@ -76,7 +76,9 @@ WITH woken AS (
     UPDATE runs SET ready_at = CASE WHEN ready THEN {least}(ready_at, {now}) ELSE {now} END, ready = true
     WHERE workflow_id = :workflow_id AND run_id = coalesce(:run_id, run_id) AND status = 'running' RETURNING run_id, queue
 ), arrived AS (
-    INSERT INTO inbox (run_id, kind, event, dedup) SELECT woken.run_id, :kind, :event, :dedup FROM woken ON CONFLICT DO NOTHING
+    INSERT INTO inbox (run_id, kind, event, dedup)
+    SELECT woken.run_id, v.kind, v.event, v.dedup FROM woken, {rows position:int, kind:text, event:text, dedup:text} ORDER BY v.position
+    ON CONFLICT DO NOTHING
 )
 SELECT woken.queue FROM woken
 """
@@ -235,14 +237,15 @@ def deliver_to(tx: Transaction, items: Sequence[tuple[str, Arrival, str | None]]
 
 
 def deliver_plain(
-    tx: Transaction, workflow_id: str, run_id: str | None, arrival: Arrival, dedup: str | None, *, hint: bool
+    tx: Transaction, workflow_id: str, run_id: str | None, items: Sequence[tuple[Arrival, str | None]], *, hint: bool
 ) -> tuple[str, bool]:
-    """On PostgreSQL, put an arrival into the inbox of an open run by a single transaction: that of the id, or the open one of the workflow.
+    """On PostgreSQL, put arrivals into the inbox of an open run by a single transaction: that of the id, or the open one of the workflow.
 
     Returns its queue, and whether a worker was told by a `hint`. Raises Unmet, and writes nothing, if the run is not open.
     """
     sentence = _DELIVER_AND_HINT if hint else _DELIVER
-    rows = tx.run(sentence, workflow_id=workflow_id, run_id=run_id, kind=arrival.kind, event=documents.dump(arrival), dedup=dedup)
+    arrivals = [(position, item.kind, documents.dump(item), dedup) for position, (item, dedup) in enumerate(items)]
+    rows = tx.run_rows(sentence, arrivals, workflow_id=workflow_id, run_id=run_id)
     if not rows:
         raise Unmet
     return rows[0][0], len(rows) > 1
