@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.delivering import Deliveries, Delivery
 from orchestrator.errors import WorkflowNotFound, WorkflowNotOpen
+from orchestrator.handle import Spoken, deliver_together
 from orchestrator.store import documents
 from schemas.history import SignalReceived
 
@@ -84,3 +85,16 @@ def test_every_signal_of_many_threads_arrives_once(client, store, group_commits)
     for sender in range(SENDERS):
         own = [number for number in numbers if number // EACH == sender]
         assert own == sorted(own), "those of one caller keep their order"
+
+
+def test_signals_to_one_run_that_are_written_together_keep_their_order_and_a_request_id_counts_once(client, store):
+    handle = client.start_workflow("Order", id="order")
+    sent = [Spoken("order", signal(number), str(number), handle=handle) for number in (3, 1, 2, 1)]
+    assert deliver_together(client._connection, sent) == [None] * 4
+    with store.transaction(readonly=True) as tx:
+        arrived = [documents.arrival(text) for (text,) in tx.run("SELECT event FROM inbox ORDER BY id")]
+    assert [event.args[0] for event in arrived if isinstance(event, SignalReceived)] == [3, 1, 2]
+
+    handle.terminate()
+    told = deliver_together(client._connection, sent)
+    assert [type(error) for error in told] == [WorkflowNotOpen] * 4, "each hears that it came too late"
