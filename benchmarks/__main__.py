@@ -131,7 +131,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--write wants an existing folder")
     needs = [NEEDS[peer] for peer in options.peers if peer in NEEDS] + (["matplotlib"] if options.write else [])
     if "restate" in options.peers and restate_server() is None:
-        parser.error("no restate-server: npm install @restatedev/restate-server, and name its binary in RESTATE_SERVER or on the PATH")
+        parser.error("no restate-server: run `./dev bench` where npm is, or name its binary in RESTATE_SERVER")
     if missing := [package for package in needs if importlib.util.find_spec(package) is None]:
         parser.error(f"{' and '.join(missing)} not installed: run `./dev bench`, or pip install -e '.[dev,bench]'")
     return options
