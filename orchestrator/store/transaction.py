@@ -356,8 +356,7 @@ def _listed(value: Any) -> Any:  # noqa: ANN401 - what a driver can bind
 def render(dialect: str, sentence: str, *, one_row: bool = False) -> Rendered:
     """Replace macros and parameters; the sentence itself stays as it is written."""
     postgres = dialect == "postgresql"
-    source = re.search(r"\{(?:rows|keyed \w+) ([^}]*)\}", sentence)
-    columns = [tuple(column.strip().split(":")) for column in source[1].split(",")] if source else []
+    columns = _columns(sentence)
     names: list[str] = []
 
     def parameter(name: str) -> str:
@@ -414,6 +413,12 @@ def render(dialect: str, sentence: str, *, one_row: bool = False) -> Rendered:
 
     text = " ".join(_PART.sub(part, sentence).split())
     return Rendered(text, bool(_ANSWERS.search(sentence)), tuple(kind for _, kind in columns), tuple(names))
+
+
+def _columns(sentence: str) -> list[tuple[str, ...]]:
+    """Names and types of its row source."""
+    source = re.search(r"\{(?:rows|keyed \w+) ([^}]*)\}", sentence)
+    return [tuple(column.strip().split(":")) for column in source[1].split(",")] if source else []
 
 
 def _row_source(columns: Sequence[tuple[str, ...]], *, postgres: bool, one_row: bool) -> str:
