@@ -23,6 +23,7 @@ from orchestrator.store import Store
 from schemas.agents import AgentEvent, AgentSpec
 from tests.api.conftest import DEAD_BROKER
 from tests.api.serving import Server, served
+from tests.beat.conftest import MovableClock
 
 STREAM = "/api/v1/stream"
 
@@ -176,14 +177,15 @@ def test_the_store_is_looked_at_once_a_pause_however_many_listen(database_url):
         return real(after_id, limit=limit)
 
     fleet.events_after = counted  # type: ignore[method-assign] # to count
-    watch = Watch(fleet, SYSTEM)
+    clock = MovableClock()
+    watch = Watch(fleet, clock)
 
     async def run() -> list[list[AgentEvent]]:
         followers = [watch.follower(None) for _ in range(50)]
         for follower in followers:
             await follower.news()
         fleet.add(AgentSpec(id="a", type="echo"))
-        await anyio.sleep(watching.PAUSE_S)
+        clock.advance(watching.PAUSE_S)
         return [await follower.news() for follower in followers]
 
     heard = anyio.run(run)
