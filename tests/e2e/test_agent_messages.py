@@ -38,7 +38,7 @@ def anywhere(request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path) ->
 
 
 def send(place: AgentSite, document: Any, queue: str, **options: Any) -> None:
-    place.asker.send_task(TASK, kwargs={"envelope": document}, queue=queue, **options)
+    place.asker.send_task(TASK, kwargs={"envelope": document}, queue=queue, retry=True, **options)
 
 
 def letters(place: AgentSite, count: int) -> list[DeadLetter]:
