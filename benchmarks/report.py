@@ -234,7 +234,7 @@ def write(results: Results, folder: Path) -> Path:
         + "\n* W5 sends a call for each signal from 32 threads (DBOS from one, which is faster for it). W7 takes the time from the kill to the last result, so it holds the rest of the work as well as the recovery"
         + "\n* Restate: its server and its own store, default settings, Python services on granian over HTTP/2; W2, W5 and W6 over up to 500 connections, W5 by durable promises"
         + "\n* ours: W2 starts its workflows with one `start_workflows`; `ours-single` with a `start_workflow` for each"
-        + "\n* Steps do nothing but leave one byte in a file, by which they are counted; payload about 100 bytes; one one-step workflow before each measurement"
+        + "\n* Steps do nothing but leave one byte in a file, by which they are counted; payload about 100 bytes; ten one-step workflows before each measurement"
         + "\n* CPU per step: of all processes that work for the peer, client, workers, PostgreSQL and Valkey",
         "\n".join(
             f"* {peer}: " + ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -32,10 +32,8 @@ DOORBELL = "orchestrator.doorbell"
 AGENT_QUEUES = ("work.", "agent.")  # how the names of the queues of agents begin
 DEAD_LETTERS = "orchestrator.dead_letter"
 HEADER = "orchestrator"  # message header of an activity: run id, number, attempt
-RING_PAUSE = (
-    4.0  # after a message for a queue, this many times as long as it took without another: ringing takes at most a fifth of a core,
-)
-RING_PAUSE_MAX_S = 0.02  # and a ring that comes meanwhile waits no longer than this
+RING_PAUSE = 4.0  # after ringing, this many times as long as it took without another ring: it takes at most a fifth of a core
+RING_PAUSE_MAX_S = 0.02  # but no ring waits longer for that
 FLUSH_MAX_S = 5.0  # how long a process waits at its end for rings that are on their way
 
 

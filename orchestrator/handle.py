@@ -77,11 +77,9 @@ def deliver_together(connection: Connection, spoken: Sequence[Spoken]) -> Sequen
                     found[one.target] = one.handle.target(tx)
                 except WorkflowNotFound as error:
                     found[one.target] = error
-        reached = [target for one in spoken if isinstance(target := found[one.target], Target)]
         items = [(target.run_id, one.arrival, one.request_id) for one in spoken if isinstance(target := found[one.target], Target)]
         queues = runs.deliver_to(tx, items)
-        told = [_told(one, found[one.target], queues) for one in spoken]
-        return told, {queues[target.run_id] for target in reached if target.run_id in queues}
+        return [_told(one, found[one.target], queues) for one in spoken], set(queues.values())
 
     def quickly(tx: Transaction) -> tuple[list[Exception | None], set[str]]:
         queue, _ = spoken[0].handle.deliver_quickly(tx, [(one.arrival, one.request_id) for one in spoken], hint=False)

@@ -107,7 +107,7 @@ class Peer(Protocol):
         ...
 
     def run_signals(self, count: int) -> float:
-        """Start a run, send it `count` signals from one thread, wait until it has counted them; seconds from the first signal on."""
+        """Start a run, send it `count` signals, a call each, wait until it has counted them; seconds from the first signal on."""
         ...
 
     def run_timers(self, count: int, seconds: float) -> list[float]:

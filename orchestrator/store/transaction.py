@@ -6,7 +6,8 @@ A sentence is SQL with `:name` parameters and a few macros, rendered once per da
 * `{rows a:text, b:int}` a row source `v(a, b)` for `run_rows`, of types text, int, float and bool. Such a sentence must mean the same
   for all rows at once (PostgreSQL, one statement) as for one row after the other (SQLite, one prepared statement run per row:
   measured faster there than unpacking JSON, and floats stay exact, which replay depends on);
-* `{keyed table a:text, b:int}` the rows of a table whose columns of these names have the values of a row source, for a DELETE;
+* `{keyed table a:text, b:int}` the rows of a table whose columns of these names have the values of a row source, for a DELETE; further
+  conditions follow with AND;
 * `{at column value}` `column = value` with the value of another table: the rows of the column are found by its index, one value after the
   other. A plain `=` lets PostgreSQL read the whole table first and compare each of its rows with each value, which it takes to be as cheap
   for a table that was empty when it was vacuumed last. `{unindexed column}` is for a condition by which nothing shall be looked for;
